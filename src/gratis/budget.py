@@ -1,0 +1,81 @@
+"""What training costs, counted rather than timed.
+
+One *pass* is the forward, the input gradient and the weight gradient of one image, a third
+each. A *probe* (input gradient alone) costs two thirds. Everything is kept as an integer
+number of thirds of an image, so that prediction and meter can agree exactly. The papers'
+convention, printed beside ours, counts a probe as a whole pass.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+PASS = 3
+PROBE = 2
+FORWARD = 1
+
+
+@dataclass
+class Meter:
+    """Images that went through a learned pass, a probe, and a forward alone."""
+
+    passes: int = 0
+    probes: int = 0
+    forwards: int = 0
+
+    @property
+    def thirds(self) -> int:
+        return PASS * self.passes + PROBE * self.probes + FORWARD * self.forwards
+
+    @property
+    def papers(self) -> int:
+        """Image passes as the papers count them: a probe is a pass, a bare forward is free."""
+        return self.passes + self.probes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far a budget reaches: `updates` whole updates, costing `thirds` in all."""
+
+    updates: int
+    thirds: int
+
+
+def passes_of(thirds: int, images: int) -> float:
+    """Thirds of an image's pass as passes for each of `images` training images."""
+    return thirds / (3 * images)
+
+
+def thirds_of(passes: float, images: int) -> int:
+    """A budget of `passes` for each of `images` training images, in whole thirds of an image."""
+    # limit_denominator: 5/3 typed as a float means five thirds, not the float just below
+    return int(Fraction(passes).limit_denominator(10**6) * 3 * images)
+
+
+def plan(
+    batch_sizes: Sequence[int],
+    update_thirds: Callable[[int], Sequence[int]],
+    *,
+    budget_thirds: int | None = None,
+    data_passes: float | None = None,
+) -> Plan:
+    """The updates that a budget, or a number of data passes, pays for.
+
+    batch_sizes: images in each batch of one data pass.
+    update_thirds: a batch's images -> the cost of each update that the method makes of it.
+    The run ends with the last whole update that fits, in mid-epoch and mid-replay if need be.
+    """
+    epoch = [cost for size in batch_sizes for cost in update_thirds(size)]
+    if data_passes is not None:
+        whole, part = divmod(Fraction(data_passes).limit_denominator(10**6), 1)
+        batches = int(part * len(batch_sizes))
+        rest = [cost for size in batch_sizes[:batches] for cost in update_thirds(size)]
+        return Plan(int(whole) * len(epoch) + len(rest), int(whole) * sum(epoch) + sum(rest))
+    assert budget_thirds is not None
+    whole_epochs, left = divmod(budget_thirds, sum(epoch))
+    updates, thirds = whole_epochs * len(epoch), whole_epochs * sum(epoch)
+    for cost in epoch:
+        if cost > left:
+            break
+        updates, thirds, left = updates + 1, thirds + cost, left - cost
+    return Plan(updates, thirds)

@@ -1,0 +1,16 @@
+"""Labelled images in memory: where they come from and how they become batches."""
+
+from gratis.data.augment import Augmentation, parse_augment
+from gratis.data.images import Images, check_match, hold_out
+from gratis.data.loader import Loader
+from gratis.data.sources import load
+
+__all__ = [
+    "Augmentation",
+    "Images",
+    "Loader",
+    "check_match",
+    "hold_out",
+    "load",
+    "parse_augment",
+]

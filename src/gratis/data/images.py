@@ -1,0 +1,166 @@
+"""A labelled set of images in memory, checked once, and the part of it that is held out."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images and their labels, all of one size.
+
+    x: [N, C, H, W], uint8 (0 to 255) or float32 (0 to 1).
+    y: [N], int64, indices into `classes`.
+    name, split: where they come from, for reports. note: what a reader of figures on them must
+    be told. skipped: files that could not be read.
+
+    Raises ValueError where these do not hold.
+    """
+
+    x: Tensor
+    y: Tensor
+    classes: tuple[str, ...]
+    name: str
+    split: str
+    note: str | None = None
+    skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        where = f"{self.name} ({self.split})"
+        if self.x.ndim != 4:
+            raise ValueError(
+                f"{where}: x has shape {list(self.x.shape)}; [N, C, H, W] is needed: "
+                "grey images have C = 1"
+            )
+        if self.y.shape != self.x.shape[:1]:
+            raise ValueError(
+                f"{where}: y has shape {list(self.y.shape)} for {len(self.x)} images; "
+                "one class index for each image is needed"
+            )
+        if self.y.dtype != torch.int64:
+            raise ValueError(f"{where}: y is {self.y.dtype}; int64 class indices are needed")
+        if len(self.classes) < 2:
+            raise ValueError(
+                f"{where}: there are {len(self.classes)} classes; two at least are needed"
+            )
+        if self.x.dtype not in (torch.uint8, torch.float32):
+            raise ValueError(
+                f"{where}: x is {self.x.dtype}; uint8 (0 to 255) or float32 (0 to 1) is needed"
+            )
+        if self.x.numel() == 0:
+            return  # what `hold_out` gives for a share of 0; there is nothing to look at
+        self._check_values(where)
+
+    def _check_values(self, where: str) -> None:
+        low, high = (int(label) for label in self.y.aminmax())
+        if low < 0 or high >= len(self.classes):
+            raise ValueError(
+                f"{where}: labels run from {low} to {high}; with {len(self.classes)} classes "
+                f"they must lie between 0 and {len(self.classes) - 1}"
+            )
+        if self.x.dtype == torch.uint8:
+            return
+        darkest, brightest = (float(pixel) for pixel in self.x.aminmax())  # NaN if any pixel is
+        if darkest != darkest:
+            raise ValueError(f"{where}: some pixels are NaN; numbers between 0 and 1 are needed")
+        if darkest < 0 or brightest > 1:
+            advice = (
+                "divide by 255" if darkest >= 0 else "undo the normalisation: it is the model's"
+            )
+            raise ValueError(
+                f"{where}: pixels run from {darkest:g} to {brightest:g}; floats must lie between "
+                f"0 and 1: {advice}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over shape, dtype, pixels and labels, 64 hex digits; the same on any device."""
+        digest = hashlib.sha256(f"{list(self.x.shape)} {self.x.dtype}".encode())
+        for part in (self.x, self.y):
+            digest.update(part.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def to(self, device: str | torch.device) -> "Images":
+        """The same images on `device`."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+    def select(self, indices: Tensor) -> "Images":
+        """The images at `indices` [M], in that order."""
+        indices = indices.to(self.x.device)
+        return replace(self, x=self.x[indices], y=self.y[indices])
+
+    def pixels(self, indices: Tensor | slice) -> Tensor:
+        """The images at `indices` [M] as float32 in [0, 1]: [M, C, H, W]."""
+        return as_pixels(self.x[indices])
+
+
+def as_pixels(x: Tensor) -> Tensor:
+    """uint8 from 0 to 255, or floats in [0, 1] -> float32 in [0, 1]."""
+    return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
+
+
+def check_match(training: Images, test: Images) -> None:
+    """Raise ValueError unless a model trained on `training` can be asked about `test`.
+
+    Images must have the same shape and labels the same meaning. A test set may lack the last
+    classes: where they are counted from the labels, it need not contain the highest one.
+    """
+    if training.x.shape[1:] != test.x.shape[1:]:
+        raise ValueError(
+            f"{training.name}: {training.split} images are {_size(training)} and {test.split} "
+            f"images {_size(test)} (channels x height x width); they must be the same"
+        )
+    if training.classes[: len(test.classes)] != test.classes:
+        raise ValueError(
+            f"{training.name}: the classes differ: "
+            + different_classes(training.split, training.classes, test.split, test.classes)
+        )
+
+
+def different_classes(name: str, classes: Sequence[str], other: str, others: Sequence[str]) -> str:
+    """What to tell a user about two lists of class names that should be equal."""
+    only = [f"only in {name}: {', '.join(c for c in classes if c not in others)}"]
+    only += [f"only in {other}: {', '.join(c for c in others if c not in classes)}"]
+    named = [part for part in only if not part.endswith(": ")]
+    return "; ".join(named) if named else f"the same names in another order in {name} and {other}"
+
+
+def hold_out(
+    images: Images, share: float, *, seed: int, at_most: int = 1000
+) -> tuple[Images, Images]:
+    """Split `images` at random into (training, held out); both keep the order they had.
+
+    share: a fraction below 1, then at least one image and not more than `at_most`; or a count,
+    an int of 1 or more; or 0, then the held-out part is empty.
+    seed: the same seed holds out the same images.
+
+    Raises ValueError where nothing would be left to train on.
+    """
+    if isinstance(share, int):
+        count = share
+    elif 0 <= share < 1:
+        count = min(at_most, max(1, round(share * len(images)))) if share else 0
+    else:
+        raise ValueError(
+            f"the share to hold out is {share}; it must be a fraction below 1 or a count, an int"
+        )
+    if not 0 <= count < len(images):
+        raise ValueError(
+            f"{count} of {len(images)} images are to be held out; "
+            f"give a count from 0 to {len(images) - 1}, or a fraction below 1"
+        )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    held_out = order[:count].sort().values
+    training = order[count:].sort().values
+    return images.select(training), replace(images.select(held_out), split="held-out")
+
+
+def _size(images: Images) -> str:
+    return "x".join(str(n) for n in images.x.shape[1:])

@@ -1,0 +1,89 @@
+"""Batches of a set that lies on the device, each epoch a pure function of seed and number."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gratis.data.augment import parse_augment
+from gratis.data.images import Images, as_pixels
+
+
+class Loader:
+    """Shuffled, augmented batches of `images`, which are moved to `device` once.
+
+    Order, crops and flips of an epoch depend on (seed, epoch number) alone and are drawn on the
+    CPU: a run that resumes in the middle of an epoch sees bitwise the batches that it would have
+    seen, on any device.
+
+    batch_size: images a batch; the last one is shorter, or left out with `drop_last`.
+    augment: names as in `parse_augment`, such as `["crop-4", "flip"]`.
+
+    Raises ValueError for a batch larger than the data, or no data.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        batch_size: int,
+        *,
+        seed: int,
+        augment: Sequence[str] = (),
+        shuffle: bool = True,
+        drop_last: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if not len(images):
+            raise ValueError(f"{images.name} ({images.split}) has no images to make batches of")
+        if batch_size < 1 or batch_size > len(images):
+            raise ValueError(
+                f"the batch size is {batch_size} and {images.name} ({images.split}) has "
+                f"{len(images)} images; give a batch size from 1 to {len(images)}"
+            )
+        if seed < 0:
+            raise ValueError(f"the seed is {seed}; give 0 or more")
+        self.augmentation = parse_augment(augment)
+        if self.augmentation.pad >= min(images.x.shape[2:]):
+            raise ValueError(
+                f"crop-{self.augmentation.pad} on images of {images.x.shape[2]}x"
+                f"{images.x.shape[3]} pixels would leave some of them black: pad less"
+            )
+        self.images = images.to(device)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self._next_epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.batch_sizes)
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """How many images each batch of an epoch holds."""
+        full, rest = divmod(len(self.images), self.batch_size)
+        return [self.batch_size] * full + [rest] * bool(rest and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Epoch 0 when first iterated over, then 1, 2, ..."""
+        number = self._next_epoch
+        self._next_epoch += 1
+        return self.epoch(number)
+
+    def epoch(self, number: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch `number` from `start_batch` on.
+
+        Each is (x float32 [B, C, H, W] in [0, 1], y int64 [B]), on the loader's device.
+        """
+        device, count = self.images.x.device, len(self.images)
+        # SeedSequence mixes the two well, where seed + number would give run 1 the epochs of run 0.
+        mixed = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(mixed[0]))
+        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        corners, flips = self.augmentation.draw(count, generator)
+        order, corners, flips = order.to(device), corners.to(device), flips.to(device)
+        for batch in range(start_batch, len(self)):
+            rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            x = self.augmentation.apply(self.images.x[order[rows]], corners[rows], flips[rows])
+            yield as_pixels(x), self.images.y[order[rows]]

@@ -1,0 +1,88 @@
+"""What happened, update by update, into log.jsonl; and the alarm when the loss is no number."""
+
+import math
+from typing import Any
+
+import torch
+
+from gratis.learner import Metrics
+from gratis.run import LogWriter
+
+FLUSH_UPDATES = 20
+"""Losses are read from the device this often: each reading waits for it."""
+
+
+class DivergedError(ArithmeticError):
+    """The loss stopped being a number."""
+
+
+class Journal:
+    """Gathers updates on the device and writes them in bunches.
+
+    totals: loss sum, right answers and images of the epoch so far; stretch: right answers and
+    images since the last check. Both are part of a checkpoint.
+    """
+
+    def __init__(self, writer: LogWriter) -> None:
+        self.writer = writer
+        self.totals = [0.0, 0.0, 0.0]
+        self.stretch = [0.0, 0.0]
+        self._pending: list[dict[str, Any]] = []
+        self._losses: list[torch.Tensor] = []
+        self._correct: list[torch.Tensor] = []
+
+    def add(self, records: list[dict[str, Any]], metrics: Metrics) -> None:
+        """One record an update: update, epoch, learning_rate, spent_passes, images."""
+        self._pending += records
+        self._losses += metrics.losses
+        self._correct += metrics.correct
+
+    @property
+    def full(self) -> bool:
+        return len(self._pending) >= FLUSH_UPDATES
+
+    def flush(self, seconds: float) -> float | None:
+        """Write what is pending; returns the last loss. DivergedError for one not finite."""
+        if not self._pending:
+            return None
+        losses = torch.stack(self._losses).double().tolist()
+        correct = torch.stack(self._correct).tolist()
+        for record, loss, right in zip(self._pending, losses, correct, strict=True):
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss became {loss} at update {record['update']} (learning rate "
+                    f"{record['learning_rate']:.3g}); lower optimizer.learning_rate, or try "
+                    "engine.precision=fp32; the checkpoints before it are whole"
+                )
+            images = record.pop("images")
+            self.totals[0] += loss * images
+            self.totals[1] += right
+            self.totals[2] += images
+            self.stretch[0] += right
+            self.stretch[1] += images
+            self.writer.write({"kind": "step", **record, "loss": loss, "seconds": seconds})
+        self._pending, self._losses, self._correct = [], [], []
+        self.writer.flush()
+        return float(losses[-1])
+
+    def end_epoch(self, **position: Any) -> None:
+        """The means over the epoch now ending (of the very inputs learned from)."""
+        loss, correct, images = self.totals
+        if images:
+            self.event(
+                "epoch", train_loss=loss / images, train_accuracy=correct / images, **position
+            )
+        self.totals = [0.0, 0.0, 0.0]
+
+    def end_stretch(self) -> float:
+        """The share of inputs learned from that were answered rightly since the last check."""
+        right, images = self.stretch
+        self.stretch = [0.0, 0.0]
+        return right / images if images else 0.0
+
+    def event(self, kind: str, **values: Any) -> None:
+        self.writer.write({"kind": kind, **values})
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()

@@ -1,0 +1,114 @@
+"""What people type: numbers such as 8/255, method names, attack names. Never imports torch,
+so that a mistyped name is answered at once.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+
+def number(text: str) -> float:
+    """0.1, 1e-3, 8/255; ValueError for anything else."""
+    try:
+        if "/" in text:
+            top, bottom = text.split("/")
+            value = float(Fraction(top.strip()) / Fraction(bottom.strip()))
+        else:
+            value = float(text)
+        if math.isfinite(value):
+            return value
+    except (ValueError, ArithmeticError):
+        pass
+    raise ValueError(f"{text!r} is no number; write 0.03, 1e-3 or 8/255")
+
+
+def spell(value: float) -> str:
+    """The short way to write a number that `number` reads back equal: 8/255 for such a share."""
+    share = round(value * 255) if math.isfinite(value) else 0
+    if len(repr(value)) > 6 and share / 255 == value:
+        return f"{share}/255"
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
+def nearest(given: str, known: Iterable[str]) -> str:
+    """' (did you mean X?)' for the known name closest to `given`, or nothing."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+METHOD_NUMBERS: dict[str, str | None] = {
+    "natural": "replays",
+    "pgd": "steps",
+    "fgsm": None,
+    "fgsm-rs": None,
+    "free": "replays",
+}
+"""Every method's name and what a number after it sets: free-8 is free with replays=8."""
+
+
+def parse_method(name: str) -> dict[str, Any]:
+    """{"name": "free", "replays": 8} for "free-8"; ValueError names the methods there are."""
+    match = re.fullmatch(r"(.+)-(\d+)", name)
+    if match and (parameter := METHOD_NUMBERS.get(match[1])):
+        return {"name": match[1], parameter: int(match[2])}
+    if name in METHOD_NUMBERS:
+        if name == "pgd":
+            raise ValueError("pgd needs its number of steps: pgd-7")
+        return {"name": name}
+    spelled = [f"{n}-N" if p else n for n, p in METHOD_NUMBERS.items()]
+    raise ValueError(
+        f"no training method {name!r}{nearest(name, METHOD_NUMBERS)}; "
+        f"there are {', '.join(spelled)} (N a number, as in free-8)"
+    )
+
+
+def spell_method(section: Mapping[str, Any]) -> str:
+    """The name that parse_method reads back: "free-8"; a method's section of a recipe."""
+    name = str(section["name"])
+    parameter = METHOD_NUMBERS.get(name)
+    number = section.get(parameter) if parameter else None
+    return name if number is None or (name, number) == ("natural", 1) else f"{name}-{number}"
+
+
+@dataclass(frozen=True)
+class AttackName:
+    """An attack as typed, taken apart: `pgd-50-10:alpha=1/255`.
+
+    kind: "pgd".  steps, restarts: its numbers.  options: what follows the colon.
+    """
+
+    text: str
+    kind: str
+    steps: int
+    restarts: int
+    options: dict[str, float]
+
+
+ATTACK_OPTIONS = ("alpha",)
+
+
+def parse_attack(text: str) -> AttackName:
+    """pgd-STEPS[-RESTARTS][:alpha=8/255]; ValueError says what is wrong with `text`."""
+    head, _, tail = text.partition(":")
+    match = re.fullmatch(r"pgd-(\d+)(?:-(\d+))?", head)
+    if not match or not int(match[1]) or match[2] == "0":
+        raise ValueError(
+            f"no attack {text!r}; there is pgd-STEPS[-RESTARTS][:alpha=8/255], "
+            "as in pgd-50-10 (both numbers at least 1)"
+        )
+    options = {}
+    for part in filter(None, tail.split(",")):
+        key, equals, value = part.partition("=")
+        if key not in ATTACK_OPTIONS or not equals:
+            raise ValueError(
+                f"attack {text!r} has no option {part!r}{nearest(key, ATTACK_OPTIONS)}; "
+                f"it takes {', '.join(f'{k}=NUMBER' for k in ATTACK_OPTIONS)}"
+            )
+        options[key] = number(value)
+        if not options[key] > 0:
+            raise ValueError(f"attack {text!r}: {key} must be positive")
+    return AttackName(text, "pgd", int(match[1]), int(match[2] or 1), options)

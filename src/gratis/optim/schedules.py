@@ -1,0 +1,44 @@
+"""Learning rates as a function of the update, over exactly the updates of a run."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from math import cos, pi
+
+Schedule = Callable[[int, int], float]
+"""(update counted from 0, updates of the run) -> share of the highest rate, in [0, 1]."""
+
+
+def cyclic(peak: float = 0.4) -> Schedule:
+    """0 up to 1 at share `peak` of the run and down towards 0, linear (Wong 2020, section 4.2).
+
+    The first update's rate is 0, as in the released code.
+    """
+
+    def share(update: int, updates: int) -> float:
+        top = peak * updates
+        return update / top if update < top else (updates - update) / (updates - top)
+
+    return share
+
+
+def piecewise(drops: Sequence[float], factor: float) -> Schedule:
+    """1, multiplied by `factor` from each share of the run in `drops` on."""
+
+    def share(update: int, updates: int) -> float:
+        return float(factor ** bisect_right(sorted(drops), update / updates))
+
+    return share
+
+
+def cosine() -> Schedule:
+    """Half a cosine from 1 down to 0."""
+    return lambda update, updates: (1 + cos(pi * update / updates)) / 2
+
+
+def constant() -> Schedule:
+    return lambda update, updates: 1.0
+
+
+def cycled_momentum(share: float, low: float = 0.8, high: float = 0.9) -> float:
+    """Momentum that falls as the rate rises: PyTorch's CyclicLR default, and so the Fast code's."""
+    return high - (high - low) * share

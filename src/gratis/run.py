@@ -1,0 +1,294 @@
+"""The run directory: the whole truth about one training run, readable without this package.
+
+    recipe.yaml          the fully resolved recipe
+    log.jsonl            one JSON object a line, `kind` says which; units in the keys
+    checkpoints/         last.pt, previous.pt (the `last` before), best.pt
+    results.json         protocol and outcome of every evaluation
+    per_image.npz        one boolean per image and evaluation
+    pictures.npz         a few clean and adversarial images, for the report
+    report.html
+
+Nothing here imports torch at module level: the report and the listings read runs without it.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+Record = dict[str, Any]
+
+RECIPE = "recipe.yaml"
+LOG = "log.jsonl"
+RESULTS = "results.json"
+PER_IMAGE = "per_image.npz"
+PICTURES = "pictures.npz"
+REPORT = "report.html"
+
+
+class RunInUseError(ValueError):
+    """Another process is writing to this run directory."""
+
+
+class Run:
+    """A run directory. `Run.writing` starts or continues one, `Run.open` reads one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    @contextmanager
+    def writing(cls, path: str | Path, recipe: Record, *, resume: bool) -> "Iterator[Run]":
+        """Hold directory `path` for a run of `recipe` (plain YAML types), made if need be.
+
+        Raises ValueError where `path` already holds anything, unless `resume` is given and it
+        holds a run of the same recipe: a run is never overwritten. RunInUseError while another
+        process holds it.
+        """
+        run = cls(Path(path))
+        if resume and not run.path.is_dir():
+            raise ValueError(f"nothing to resume: there is no directory {path}")
+        if not resume and run.path.exists() and (not run.path.is_dir() or run._occupied()):
+            raise ValueError(
+                f"{path} exists and is not empty; a run directory is never overwritten: "
+                "give another --out, move it away, or continue it with --resume"
+            )
+        (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with run.locked():
+            if (run.path / RECIPE).exists():
+                run._require_same(recipe)
+            else:
+                content = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+                _write_atomically(run.path / RECIPE, content.encode())
+            yield run
+
+    def _occupied(self) -> bool:
+        return any(p.name not in (".lock", "checkpoints") for p in self.path.iterdir())
+
+    def _require_same(self, recipe: Record) -> None:
+        if different := sorted(_differences(self.recipe, recipe)):
+            raise ValueError(
+                f"{self.path} holds a run of another recipe; it differs in "
+                f"{', '.join(different)}; give the same recipe and settings, or another --out"
+            )
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """The run in directory `path`; ValueError where there is none."""
+        path = Path(path)
+        if not (path / RECIPE).is_file():
+            raise ValueError(f"{path} is no run directory: it holds no {RECIPE}")
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory against other writers; a killed process lets go of it by itself."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunInUseError(
+                    f"{self.path} is in use by another process; wait for it or stop it"
+                ) from error
+            yield
+
+    # --- recipe
+
+    @property
+    def recipe(self) -> Record:
+        recipe: Record = yaml.safe_load((self.path / RECIPE).read_text("utf-8"))
+        return recipe
+
+    @property
+    def recipe_sha256(self) -> str:
+        return hashlib.sha256((self.path / RECIPE).read_bytes()).hexdigest()
+
+    # --- log
+
+    def log(self) -> list[Record]:
+        """The log in order, less what a resumed run did over again.
+
+        A record with kind `resumed` and `update` k supersedes every earlier record
+        whose `update` lies beyond k. A last line torn by a crash is left out.
+        """
+        path = self.path / LOG
+        records: list[Record] = []
+        if not path.exists():
+            return records
+        for line in path.read_text("utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if record["kind"] == "resumed":
+                records = [r for r in records if r.get("update", 0) <= record["update"]]
+            records.append(record)
+        return records
+
+    def log_writer(self) -> "LogWriter":
+        return LogWriter(self.path / LOG)
+
+    # --- results
+
+    @property
+    def results(self) -> Record | None:
+        """The contents of results.json, or None before training has ended."""
+        path = self.path / RESULTS
+        if not path.exists():
+            return None
+        results: Record = json.loads(path.read_text("utf-8"))
+        return results
+
+    def write_results(self, results: Record) -> None:
+        _write_atomically(self.path / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+
+    def per_image(self) -> dict[str, npt.NDArray[Any]]:
+        return _read_npz(self.path / PER_IMAGE)
+
+    def write_per_image(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Merge `arrays` into per_image.npz; an array of the same name is replaced."""
+        _write_npz(self.path / PER_IMAGE, {**self.per_image(), **arrays})
+
+    def pictures(self) -> dict[str, npt.NDArray[Any]]:
+        return _read_npz(self.path / PICTURES)
+
+    def write_pictures(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        _write_npz(self.path / PICTURES, dict(arrays))
+
+    # --- checkpoints
+
+    def checkpoint_path(self, name: str) -> Path:
+        return self.path / "checkpoints" / f"{name}.pt"
+
+    def save_checkpoint(self, name: str, state: Record) -> None:
+        """Write checkpoint `name` so that a crash at any moment leaves a whole one.
+
+        `last` keeps the one before as `previous`.
+        """
+        target = self.checkpoint_path(name)
+        fresh = target.with_suffix(".pt.tmp")
+        save_state(fresh, state)
+        if name == "last" and target.exists():
+            os.replace(target, self.checkpoint_path("previous"))
+        os.replace(fresh, target)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return any(self.checkpoint_path(name).exists() for name in ("last", "previous"))
+
+    def load_checkpoint(self, name: str = "last") -> tuple[Record, list[str]]:
+        """The state of checkpoint `name` and what had to be said about reading it.
+
+        A damaged or missing `last` is named in the second value and `previous` is used.
+        """
+        warnings = []
+        names = [name, "previous"] if name == "last" else [name]
+        for candidate in names:
+            path = self.checkpoint_path(candidate)
+            if not path.exists():
+                warnings.append(f"{path} does not exist")
+                continue
+            try:
+                return load_state(path), warnings
+            except DamagedCheckpointError as error:
+                warnings.append(str(error))
+        raise ValueError(f"no usable checkpoint in {self.path}: " + "; ".join(warnings))
+
+
+class LogWriter:
+    """Appends records to log.jsonl, one whole line a write."""
+
+    def __init__(self, path: Path) -> None:
+        torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+        self._file: IO[bytes] = path.open("ab")
+        if torn:
+            self._file.write(b"\n")
+
+    def write(self, record: Record) -> None:
+        self._file.write((json.dumps(record) + "\n").encode())
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint file that cannot be read whole, or that holds more than plain tensors."""
+
+
+def save_state(path: Path, state: Record) -> None:
+    """`state` (tensors and plain Python values) to `path`, on disk before this returns."""
+    import torch
+
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_state(path: Path) -> Record:
+    """The state in `path`, on the CPU.
+
+    Only tensors and plain values are loaded; a file with anything else in it (a pickle
+    that would run code) is refused, as is one that is cut short.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DamagedCheckpointError(
+            f"{path} holds more than tensors and plain values and was not loaded; "
+            "gratis loads weights only, since a pickle can run any code"
+        ) from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise DamagedCheckpointError(f"{path} is damaged or cut short") from error
+    if not isinstance(state, dict):
+        raise DamagedCheckpointError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
+    return state
+
+
+def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """The dotted keys at which two plain values differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one.keys() | other.keys():
+            below = f"{where}.{key}" if where else str(key)
+            yield from _differences(one.get(key), other.get(key), below)
+    elif one != other:
+        yield where
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    fresh = path.with_name(path.name + ".tmp")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, path)
+
+
+def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _write_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+    fresh = path.with_name(path.name + ".tmp")
+    with fresh.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    os.replace(fresh, path)

@@ -1,0 +1,29 @@
+"""What a model is trained for: the loss that is learned and what counts as right."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gratis.losses import cross_entropy
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One label an image: logits [B, K], y class indices [B] or probabilities [B, K]."""
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mean cross entropy, a scalar, in fp32."""
+        return F.cross_entropy(logits.float(), y)
+
+    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Cross entropy [B] in fp32: what attacks climb."""
+        return cross_entropy(logits, y)
+
+    def correct(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Whether each image is classified as labelled, bool [B].
+
+        Logits that are not finite are no answer: they count as wrong.
+        """
+        labels = y if y.dim() == 1 else y.argmax(1)
+        return (logits.argmax(1) == labels) & logits.isfinite().all(1)

@@ -1,0 +1,174 @@
+"""The guard: it sees a collapse, puts back what was good, changes the cause, and goes on."""
+
+import pytest
+import torch
+
+from gratis import Learner, Linf, fgsm, fgsm_rs, train
+from gratis.budget import Meter
+from gratis.guard import Checker, EarlyStop, Outcome, Recovery
+from gratis.passes import Batch
+from gratis.setting import network, training_data
+from tests.recipes import tiny
+from tests.test_methods import sgd, small_net, some_batches, weights
+from tests.test_train import assert_same, final_state
+
+
+def stepped(learner, times=1):
+    for _ in range(times):
+        x, y = some_batches()[0]
+        learner.fit(fgsm(Linf(0.1)), Batch(x, y))
+
+
+def test_a_fall_below_half_restores_weights_and_optimizer():
+    model = small_net()
+    learner = Learner(model, sgd(model))
+    recovery = Recovery(images=256, classes=10)
+    recovery.begin(learner)
+    method = fgsm_rs(Linf(0.1), step_size=0.2)
+    stepped(learner)
+    assert recovery.look(0.60, 0.7, learner, method) is None
+    good, moments = weights(model), learner.optimizer.state_dict()["state"][0]["momentum_buffer"]
+    moments = moments.clone()
+    stepped(learner, 2)
+    assert recovery.look(0.45, 0.8, learner, method) is None  # a dip, not a collapse
+    stepped(learner)
+    assert not torch.equal(good["0.weight"], model[0].weight)
+    changed, event = recovery.look(0.02, 0.9, learner, method)
+    assert all(torch.equal(good[k], v) for k, v in weights(model).items())
+    restored = learner.optimizer.state_dict()["state"][0]["momentum_buffer"]
+    assert torch.equal(moments, restored)
+    assert changed.step_size == pytest.approx(0.125)
+    assert event["restored_update"] == 1
+    assert "step_size" in event["change"]
+    assert learner.updates == 4  # what was undone stays spent
+
+
+def test_a_dip_within_chance_of_the_check_is_no_collapse():
+    recovery = Recovery(images=16, classes=10)
+    recovery.best = 0.3
+    assert not recovery._fell(0.14)  # 16 images: a standard error of 11 points
+    recovery.images = 1000
+    assert recovery._fell(0.14)
+
+
+def test_below_twice_chance_nothing_can_be_lost():
+    recovery = Recovery(images=256, classes=10)
+    recovery.best = 0.19
+    assert not recovery._fell(0.0)
+
+
+def test_robust_only_to_what_it_is_shown_counts_as_a_collapse():
+    recovery = Recovery(images=256, classes=10)
+    assert recovery._masked(robust=0.04, trained=0.8)
+    assert not recovery._masked(robust=0.25, trained=0.89)
+    assert not recovery._masked(robust=0.0, trained=0.25)
+
+
+def outcomes(monkeypatch, robust):
+    """Let the run's checks find these robust accuracies, one after the other, the last for ever."""
+    found = list(robust)
+
+    def check(self, model, meter):
+        meter.probes += 5
+        return Outcome(clean=0.9, robust=found.pop(0) if len(found) > 1 else found[0])
+
+    monkeypatch.setattr(Checker, "__call__", check)
+
+
+def test_a_guarded_run_goes_on_within_its_budget(tmp_path, monkeypatch):
+    outcomes(monkeypatch, [0.5, 0.02, 0.5])
+    run = train.run(tiny("fgsm", passes=8), tmp_path / "run")
+    (event,) = [r for r in run.log() if r["kind"] == "guard"]
+    assert event["event"] == "restored"
+    assert event["change"].startswith("start zero -> random")
+    checks = [r["update"] for r in run.log() if r["kind"] == "check"]
+    assert event["update"] == checks[1]
+    assert event["restored_update"] == checks[0]
+    budget = run.results["budget"]
+    assert budget["metered_passes"] == budget["predicted_passes"] <= 8
+    assert budget["guard_passes"] > 0
+
+
+@pytest.mark.parametrize("stop", [17, 25, 34])
+def test_a_guarded_run_resumes_bitwise(tmp_path, monkeypatch, stop):
+    """Killed before, between and after two collapses; the changes so far must come back."""
+    recipe = tiny("fgsm", "engine.checkpoint_seconds=0", passes=8)
+    robust = [0.5, 0.02, 0.5, 0.02, 0.5]
+    with monkeypatch.context() as patch:
+        outcomes(patch, robust)
+        train.run(recipe, tmp_path / "whole")
+    update = Learner.update
+    with monkeypatch.context() as patch:
+        outcomes(patch, robust)
+
+        def dying(self):
+            if self.updates == stop:
+                raise KeyboardInterrupt
+            update(self)
+
+        patch.setattr(Learner, "update", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(recipe, tmp_path / "died")
+    with monkeypatch.context() as patch:
+        done = final_state(tmp_path / "died")["checked"]["probes"] // 5
+        outcomes(patch, robust[min(done, len(robust) - 1) :])
+        run = train.run(recipe, tmp_path / "died", resume=True)
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
+    changes = [r["change"] for r in run.log() if r["kind"] == "guard"]
+    assert len(changes) == 2
+
+
+def test_a_collapse_at_the_very_end_leaves_good_weights(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        outcomes(patch, [0.5, 0.5, 0.01])
+        run = train.run(tiny(passes=5), tmp_path / "run")
+    (event,) = [r for r in run.log() if r["kind"] == "guard"]
+    assert event["update"] == run.results["budget"]["updates"]
+    state = final_state(run.path)
+    assert_same(state["recovery"]["good"]["model"], state["model"])
+
+
+def test_natural_training_is_not_watched(tmp_path, monkeypatch):
+    outcomes(monkeypatch, [0.5, 0.0])
+    run = train.run(tiny("natural"), tmp_path / "run")
+    assert not [r for r in run.log() if r["kind"] == "guard"]
+
+
+def test_early_stop_is_the_papers(tmp_path, monkeypatch):
+    """A drop over 20 points from one epoch's end to the next: back, and over."""
+    accuracies = iter([0.40, 0.55, 0.36, 0.15, 0.9])
+    monkeypatch.setattr(EarlyStop, "_accuracy", lambda *_: next(accuracies))
+    run = train.run(tiny("fgsm-rs", "guard.mode=early-stop", passes=20), tmp_path / "run")
+    (event,) = [r for r in run.log() if r["kind"] == "guard"]
+    assert event["event"] == "stopped"
+    assert event["epoch"] == pytest.approx(4)
+    assert event["restored_update"] == 3 * event["update"] // 4
+    assert run.results["budget"]["updates"] == event["update"]
+    state = final_state(run.path)
+    assert_same(state["model"], state["early_stop"]["kept"]["model"])
+
+
+def test_early_stop_measures_pgd_5_on_the_batch_and_counts_it():
+    recipe = tiny()
+    data = training_data(recipe).training
+    model = network(recipe, data)
+    learner = Learner(model, sgd(model))
+    for first in range(0, 600, 100):
+        rows = slice(first, first + 100)
+        learner.fit(fgsm_rs(Linf(0.05)), Batch(data.pixels(rows), data.y[rows]))
+    before, meter = weights(model), Meter()
+    batch = Batch(data.pixels(slice(0, 100)), data.y[:100])
+    accuracies = {
+        eps: EarlyStop(Linf(eps))._accuracy(batch, learner, meter) for eps in (0.0, 0.05, 0.3)
+    }
+    assert accuracies[0.0] > accuracies[0.05] > accuracies[0.3]
+    assert meter == Meter(probes=3 * 5 * 100, forwards=3 * 100)
+    assert all(torch.equal(before[k], v) for k, v in weights(model).items())
+
+
+def test_checks_come_from_the_same_starts_and_leave_the_run_alone(tmp_path):
+    """With and without checks the trained weights are bitwise the same."""
+    often = train.run(tiny("free-3", "check.every=0.4"), tmp_path / "often")
+    never = train.run(tiny("free-3", "check.every=100"), tmp_path / "never")
+    assert len([r for r in often.log() if r["kind"] == "check"]) > 2
+    assert_same(final_state(often.path)["model"], final_state(never.path)["model"])

@@ -1,0 +1,330 @@
+"""A whole run: its directory, its budget, and that nothing can be lost."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gratis
+from gratis import train
+from gratis.budget import thirds_of
+from gratis.data import Loader
+from gratis.journal import DivergedError
+from gratis.learner import Learner
+from gratis.run import Run, RunInUseError
+from gratis.setting import network, training_data
+from tests.recipes import tiny
+
+METHODS = ["natural", "fgsm-rs", "fgsm", "free-3", "pgd-2"]
+
+
+def final_state(directory):
+    return torch.load(directory / "checkpoints" / "last.pt", weights_only=True)
+
+
+def assert_same(one, other, path=""):
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            if key != "seconds":
+                assert_same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), path
+        for place, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{path}[{place}]")
+    else:
+        assert one == other, path
+
+
+def test_the_run_directory_holds_the_whole_truth(tmp_path):
+    train.run(tiny(), tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["schema"] == 1
+    assert results["versions"]["torch"] == torch.__version__
+    assert results["method"] == "fgsm-rs"
+    assert results["recipe_sha256"] == run.recipe_sha256
+    assert results["data"]["name"] == "digits"
+    assert results["data"]["split"] == "test"
+    budget = results["budget"]
+    assert budget["metered_passes"] == budget["predicted_passes"] <= 3
+    assert budget["guard_passes"] > 0
+    (entry,) = results["evaluations"]
+    assert entry["attack"] == "pgd-3-2"
+    assert entry["parameters"]["alpha"] == pytest.approx(0.05)
+    assert entry["threat"] == {"norm": "linf", "eps": 0.2}
+    assert entry["images"] == {"split": "test", "start": 0, "count": 24}
+    for kind in ("clean", "robust"):
+        share = entry[kind]
+        assert share["accuracy"] == share["correct"] / 24
+        assert share["ci95"][0] <= share["accuracy"] <= share["ci95"][1]
+    per_image = run.per_image()
+    assert per_image[f"{entry['per_image']}.robust"].sum() == entry["robust"]["correct"]
+    pictures = run.pictures()
+    gap = np.abs(pictures["adversarial"] - pictures["clean"]).max()
+    assert 0 < gap <= 0.2 + 1e-6
+    log = run.log()
+    steps = [r for r in log if r["kind"] == "step"]
+    assert [r["update"] for r in steps] == list(range(1, budget["updates"] + 1))
+    assert steps[-1]["spent_passes"] == pytest.approx(budget["metered_passes"])
+    assert {"epoch", "check", "step"} <= {r["kind"] for r in log}
+    assert (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("passes", [0.9, 2.3])
+def test_prediction_is_the_meter_and_never_over_budget(tmp_path, method, passes):
+    recipe = tiny(method, "evaluation.attacks=[pgd-1]", "evaluation.limit=2", passes=passes)
+    run = train.run(recipe, tmp_path / "run")
+    budget = run.results["budget"]
+    assert budget["predicted_passes"] == budget["metered_passes"] <= passes
+    images = len(training_data(recipe).training)
+    dearest = max(recipe.build_method().update_thirds(100))
+    left = thirds_of(passes, images) - round(budget["metered_passes"] * 3 * images)
+    assert 0 <= left < dearest  # the next whole update would not have fitted
+    rates = [r["learning_rate"] for r in run.log() if r["kind"] == "step"]
+    assert rates[0] == 0
+    assert 0 < rates[-1] <= 0.1 / (0.6 * len(rates)) + 1e-9  # the schedule ends with the run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_own_loop_is_bitwise_our_trainer(tmp_path, method):
+    recipe = tiny(method, "budget.passes=null", "budget.data_passes=2", "schedule.shape=constant")
+    run = train.run(recipe, tmp_path / "run")
+    data = training_data(recipe).training
+    torch.manual_seed(0)
+    model = network(recipe, data)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    lent = recipe.build_method()
+    loader = Loader(data, 100, seed=0)
+    for _ in range(2):
+        for x, y in lent.batches(loader, model):
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert_same(final_state(run.path)["model"], dict(model.state_dict()))
+
+
+class Killed(BaseException):
+    """Stands for a process that ends here and now."""
+
+
+def interrupt(monkeypatch, where, at):
+    """Let the `at`-th call of `where` end the process."""
+    calls = [0]
+    owner, name = where
+    original = getattr(owner, name)
+
+    def counted(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == at:
+            raise Killed
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+@pytest.mark.parametrize("method", ["fgsm-rs", "free-3"])
+@pytest.mark.parametrize(
+    ("where", "at"),
+    [
+        ((Learner, "update"), 8),
+        ((Learner, "backward"), 17),
+        ((os, "replace"), 3),
+        ((os, "replace"), 10),
+        ((os, "replace"), 21),
+        ((torch, "save"), 1),
+        ((torch, "save"), 6),
+    ],
+    ids=lambda value: value if isinstance(value, int) else value[1],
+)
+def test_a_run_that_died_anywhere_ends_bitwise_the_same(tmp_path, monkeypatch, method, where, at):
+    recipe = tiny(method, "engine.checkpoint_seconds=0", "engine.ema=0.9", passes=2.5)
+    train.run(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, where, at)
+        with pytest.raises(Killed):
+            train.run(recipe, tmp_path / "died")
+    torch.manual_seed(99)  # a new process knows nothing of the old one's generators
+    train.run(recipe, tmp_path / "died", resume=True)
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
+    whole, died = (Run.open(tmp_path / name) for name in ("whole", "died"))
+    for one, other in zip(whole.results["evaluations"], died.results["evaluations"], strict=True):
+        assert one["robust"] == other["robust"]
+
+    def losses(run):
+        return [(r["update"], r["loss"]) for r in run.log() if r["kind"] == "step"]
+
+    assert losses(whole) == losses(died)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["free-3", "fgsm"])
+def test_kill_9_at_random_moments(tmp_path, method):
+    """Real processes, killed at random moments over and over until the run ends."""
+    settings = [
+        f"method={method}", "model.options.width=8", "budget.passes=30", "check.every=1",
+        "engine.checkpoint_seconds=0", "evaluation.limit=20", "evaluation.attacks=[pgd-2]",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def command(name, *more):
+        return subprocess.Popen(
+            [sys.executable, "-m", "gratis", "train", "digits", "--set", *settings,
+             "--out", str(tmp_path / name), *more],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    whole = command("whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    chance = np.random.default_rng(hash(method) % 1000)
+    kills = 0
+    more = []
+    while kills < 40:
+        process = command("died", *more)
+        begun = time.monotonic()
+        log = tmp_path / "died" / "log.jsonl"
+        before = log.stat().st_size if log.exists() else 0
+        # the clock of the draw starts with the first new line: most of a start is importing
+        while process.poll() is None and time.monotonic() - begun < 60:
+            if log.exists() and log.stat().st_size > before:
+                break
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 1.0))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        kills += 1
+        more = ["--resume"] if (tmp_path / "died").exists() else []
+    assert process.wait() == 0, process.stderr.read()
+    assert kills >= 3
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_used(tmp_path, monkeypatch):
+    recipe = tiny("free-3", "engine.checkpoint_seconds=0", passes=2.5)
+    train.run(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, (Learner, "update"), 20)
+        with pytest.raises(Killed):
+            train.run(recipe, tmp_path / "died")
+    last = tmp_path / "died" / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    run = train.run(recipe, tmp_path / "died", resume=True)
+    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
+    warnings = [r["message"] for r in run.log() if r["kind"] == "warning"]
+    assert any("last.pt is damaged or cut short" in message for message in warnings)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    run = train.run(tiny(passes=1), tmp_path / "run")
+    before = run.results
+    state = final_state(run.path)
+    train.run(tiny(passes=1), tmp_path / "run", resume=True)
+    assert run.results == before
+    assert_same(state, final_state(run.path))
+
+
+def test_nothing_is_overwritten(tmp_path):
+    run = train.run(tiny(passes=1), tmp_path / "run")
+    with pytest.raises(ValueError, match="never overwritten"):
+        train.run(tiny(passes=1), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"differs in budget\.passes"):
+        train.run(tiny(passes=2), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="nothing to resume"):
+        train.run(tiny(passes=2), tmp_path / "none", resume=True)
+    with run.locked(), pytest.raises(RunInUseError, match="in use"):
+        train.run(tiny(passes=1), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["budget.passes=0.001"], "pays for no update"),
+        (["data.batch_size=5000"], "give a smaller batch"),
+        (["method.ball.eps=8"], "8/255"),
+        (["method.ball.norm=l7"], "none of linf, l2"),
+        (["method.steps=3"], "unknown key method.steps"),
+        (["model.name=smal-conv"], "small-conv"),
+        (["model.options.wide=3"], "width"),
+        (["data.name=digit"], "digits"),
+        (["engine.device=tpu9"], "no device"),
+        (["engine.precision=fp16"], "needs a CUDA device"),
+        (["data.holdout=0"], "guard"),
+    ],
+)
+def test_unusable_recipes_are_explained(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        train.run(tiny("fgsm-rs", *settings), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    with pytest.raises(DivergedError, match=r"the loss became .* lower optimizer.learning_rate"):
+        train.run(
+            tiny("natural", "optimizer.learning_rate=1e20", "schedule.shape=constant"),
+            tmp_path / "run",
+        )
+
+
+@pytest.mark.parametrize("shape", ["cyclic", "piecewise", "cosine", "constant"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_optimizers_and_schedules_learn(tmp_path, shape, optimizer):
+    rate = 0.1 if optimizer == "sgd" else 0.01
+    recipe = tiny(
+        "natural", f"schedule.shape={shape}", f"optimizer.name={optimizer}",
+        f"optimizer.learning_rate={rate}", "optimizer.nesterov=true", "optimizer.decay=weights",
+        "evaluation.attacks=[pgd-1]", passes=4,
+    )  # fmt: skip
+    epochs = [r for r in train.run(recipe, tmp_path / "run").log() if r["kind"] == "epoch"]
+    assert epochs[-1]["train_loss"] < 0.8 * epochs[0]["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["engine.precision=bf16", "engine.channels_last=true"],
+        ["engine.ema=0.9"],
+        ["method.ball={norm: l2, eps: 1.0}"],
+        ["engine.probe_norm=tracked"],
+        ["engine.probe_norm=eval"],
+        ["model.norm_momentum=0.02"],
+        ["schedule.cycle_momentum=true"],
+        ["data.augment=[crop-1]"],
+        ["data.drop_last=true"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_engine_options_run_and_are_kept(tmp_path, settings):
+    run = train.run(tiny("fgsm-rs", *settings), tmp_path / "run")
+    assert run.results["budget"]["metered_passes"] == run.results["budget"]["predicted_passes"]
+    assert run.results["evaluations"][0]["images"]["count"] == 24
+
+
+def test_averaged_weights_are_the_ones_evaluated(tmp_path):
+    """With a decay of 1 the averaged weights never move: the evaluation must see a fresh net."""
+    run = train.run(tiny("natural", "engine.ema=1.0", passes=4), tmp_path / "run")
+    state = final_state(run.path)
+    torch.manual_seed(0)
+    fresh = network(tiny(), training_data(tiny()).training).state_dict()
+    assert torch.equal(state["averaged"]["module.0.weight"], fresh["0.weight"])
+    assert not torch.equal(state["model"]["0.weight"], fresh["0.weight"])
+    assert run.results["evaluations"][0]["clean"]["accuracy"] < 0.5
+
+
+def test_public_names_answer():
+    assert gratis.__version__
+    assert "Free" in dir(gratis)
+    with pytest.raises(AttributeError, match="no attribute 'Fre'"):
+        _ = gratis.Fre
