@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gratis.budget import FORWARD, PASS, PROBE, Meter, Plan, plan, thirds_of
+from gratis.budget import FORWARD, PASS, PROBE, Meter, Plan, passes_of, plan, thirds_of
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 costs = st.lists(st.integers(1, 20), min_size=1, max_size=5)
@@ -73,9 +73,10 @@ def test_data_passes_are_whole_batches(
 def test_methods_cost_what_the_papers_say() -> None:
     batch_sizes = [128, 128, 44]
     free = method([PASS] * 8)
-    assert plan(batch_sizes, free, data_passes=1).passes_per_image(300) == 8
+    assert passes_of(plan(batch_sizes, free, data_passes=1).thirds, 300) == 8
     pgd = method([PASS + 7 * PROBE])
-    assert plan(batch_sizes, pgd, data_passes=1).passes_per_image(300) == pytest.approx(1 + 14 / 3)
+    one = plan(batch_sizes, pgd, data_passes=1)
+    assert passes_of(one.thirds, 300) == pytest.approx(1 + 14 / 3)
     # equal cost: 15 passes are 15 natural data passes, 1.875 of Free-8
     assert plan(batch_sizes, method([PASS]), budget_thirds=15 * 3 * 300).updates == 45
     assert plan(batch_sizes, free, budget_thirds=15 * 3 * 300).thirds <= 15 * 3 * 300
@@ -107,6 +108,11 @@ def test_thirds_of_floats(passes: float, images: int, thirds: int) -> None:
 )
 def test_thirds_of_a_typed_fraction_are_exact(top: int, bottom: int, images: int) -> None:
     assert thirds_of(top / bottom, images) == int(Fraction(top, bottom) * 3 * images)
+
+
+@given(thirds=st.integers(0, 10**9), images=st.integers(1, 100_000))
+def test_passes_of_goes_back_to_the_thirds(thirds: int, images: int) -> None:
+    assert passes_of(thirds, images) == thirds / (3 * images)
 
 
 def test_meter_counts_thirds_and_as_the_papers_do() -> None:

@@ -348,9 +348,14 @@ def test_attack_raises_the_true_labels_loss():
 def test_gentler_goes_from_zero_start_to_shorter_steps():
     changed, said = fgsm(Linf(EPS)).gentler()
     assert (changed.start, changed.step_size) == ("random", pytest.approx(1.25 * EPS))
+    assert not changed.clip_start
     assert "zero -> random" in said
     changed, _ = fgsm_rs(Linf(EPS), step_size=2 * EPS).gentler()
     assert changed.step_size == pytest.approx(1.25 * EPS)
+    changed, said = changed.gentler()
+    assert changed.step_size == pytest.approx(1.25 * EPS)
+    assert not changed.clip_start
+    assert "clip_start" in said
     again, said = changed.gentler()
     assert again.step_size == pytest.approx(0.75 * 1.25 * EPS)
     assert "step_size" in said

@@ -47,7 +47,9 @@ class Ball(ABC):
 
     def _what_is_wrong(self, x: Tensor, lowest: float, highest: float) -> str:
         if bad := int((~torch.isfinite(x.flatten(1)).all(1)).sum()):
-            return f"{bad} of {len(x)} images hold pixels that are not finite; clean or leave them out"
+            return (
+                f"{bad} of {len(x)} images hold pixels that are not finite; clean or leave them out"
+            )
         found = f"pixels run from {lowest:.4g} to {highest:.4g}, outside [{self.low}, {self.high}]"
         if lowest >= 0 and 2 < highest <= 255:
             return f"{found}; they look like grey levels: x / 255"

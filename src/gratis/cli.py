@@ -156,9 +156,9 @@ def _train(
     resume: bool | None = None,
     label: str = "",
 ) -> Run:
+    recipe = recipes.from_plain(values)
     from gratis import train as training
 
-    recipe = recipes.from_plain(values)
     with terminal.bar(label or recipe.name) as progress:
         return training.run(
             recipe,

@@ -33,7 +33,8 @@ class Metrics:
 class Learner:
     """Model + optimizer: `fit` feeds a method's passes through them, and counts the cost.
 
-    schedule: update counted from 0 -> settings for the optimizer's groups ({"lr": ...}).
+    schedule: (update counted from 0, update at which the schedule began) -> settings for the
+    optimizer's groups ({"lr": ...}).
     precision: fp32, bf16, or fp16 with loss scaling (CUDA); inputs and their gradients are
     always fp32.  probe_norm: see Prober.  ema: decay of averaged weights, None for none.
     """
@@ -44,7 +45,7 @@ class Learner:
         optimizer: torch.optim.Optimizer,
         task: Classification | None = None,
         *,
-        schedule: Callable[[int], dict[str, float]] | None = None,
+        schedule: Callable[[int, int], dict[str, float]] | None = None,
         precision: str = "fp32",
         probe_norm: str = "batch",
         channels_last: bool = False,
@@ -75,6 +76,7 @@ class Learner:
         )
         self.spent = Meter()
         self.updates = 0
+        self.begun = 0
 
     @property
     def evaluated(self) -> nn.Module:
@@ -102,14 +104,14 @@ class Learner:
     def rate(self, update: int) -> float:
         """The learning rate of an update counted from 0."""
         if self.schedule is not None:
-            return self.schedule(update)["lr"]
+            return self.schedule(update, self.begun)["lr"]
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self) -> None:
         """One optimizer step at the schedule's rate for this update."""
         if self.schedule is not None:
             for group in self.optimizer.param_groups:
-                group.update(self.schedule(self.updates))
+                group.update(self.schedule(self.updates, self.begun))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
@@ -142,13 +144,14 @@ class Learner:
             "scaler": self.scaler.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "updates": self.updates,
+            "begun": self.begun,
             "spent": vars(self.spent).copy(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.load_weights(state)
         self.scaler.load_state_dict(state["scaler"])
-        self.updates = state["updates"]
+        self.updates, self.begun = state["updates"], state["begun"]
         self.spent = Meter(**state["spent"])
 
     def load_weights(self, state: dict[str, Any]) -> None:

@@ -28,9 +28,10 @@ def number(text: str) -> float:
 
 def spell(value: float) -> str:
     """The short way to write a number that `number` reads back equal: 8/255 for such a share."""
-    share = round(value * 255) if math.isfinite(value) else 0
-    if len(repr(value)) > 6 and share / 255 == value:
-        return f"{share}/255"
+    if len(repr(value)) > 6 and abs(value) < 1000:
+        share = round(value * 255)
+        if share / 255 == value:
+            return f"{share}/255"
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 

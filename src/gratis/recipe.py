@@ -154,6 +154,10 @@ class Evaluation:
     def __post_init__(self) -> None:
         for attack in self.attacks:
             parse_attack(attack)
+        if not self.attacks:
+            raise ValueError("attacks is empty; name at least one attack, such as pgd-50-10")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1 image")
 
 
 @dataclass(frozen=True)

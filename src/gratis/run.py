@@ -57,13 +57,12 @@ class Run:
         run = cls(Path(path))
         if resume and not run.path.is_dir():
             raise ValueError(f"nothing to resume: there is no directory {path}")
-        if not resume and run.path.exists() and (not run.path.is_dir() or run._occupied()):
-            raise ValueError(
-                f"{path} exists and is not empty; a run directory is never overwritten: "
-                "give another --out, move it away, or continue it with --resume"
-            )
+        if not resume:
+            run._require_empty()
         (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         with run.locked():
+            if not resume:
+                run._require_empty()  # another process may have been faster
             if (run.path / RECIPE).exists():
                 run._require_same(recipe)
             else:
@@ -71,7 +70,18 @@ class Run:
                 _write_atomically(run.path / RECIPE, content.encode())
             yield run
 
+    def _require_empty(self) -> None:
+        if self.path.exists() and (not self.path.is_dir() or self._occupied()):
+            raise ValueError(
+                f"{self.path} exists and is not empty; a run directory is never overwritten: "
+                "give another --out, move it away, or continue it with --resume"
+            )
+
     def _occupied(self) -> bool:
+        """Whether it holds more than what a run that never began leaves."""
+        checkpoints = self.path / "checkpoints"
+        if checkpoints.is_dir() and any(checkpoints.iterdir()):
+            return True
         return any(p.name not in (".lock", "checkpoints") for p in self.path.iterdir())
 
     def _require_same(self, recipe: Record) -> None:
@@ -185,6 +195,12 @@ class Run:
     def has_checkpoint(self) -> bool:
         return any(self.checkpoint_path(name).exists() for name in ("last", "previous"))
 
+    def set_aside_damaged(self) -> None:
+        """Rename a damaged `last`, so that the next save does not put it in `previous`'s place."""
+        last = self.checkpoint_path("last")
+        if last.exists() and not _is_whole_archive(last):
+            os.replace(last, last.with_suffix(".pt.damaged"))
+
     def load_checkpoint(self, name: str = "last") -> tuple[Record, list[str]]:
         """The state of checkpoint `name` and what had to be said about reading it.
 
@@ -247,6 +263,8 @@ def load_state(path: Path) -> Record:
 
     import torch
 
+    if not _is_whole_archive(path):
+        raise DamagedCheckpointError(f"{path} is damaged or cut short")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -254,11 +272,20 @@ def load_state(path: Path) -> Record:
             f"{path} holds more than tensors and plain values and was not loaded; "
             "gratis loads weights only, since a pickle can run any code"
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, OSError) as error:
         raise DamagedCheckpointError(f"{path} is damaged or cut short") from error
     if not isinstance(state, dict):
         raise DamagedCheckpointError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
     return state
+
+
+def _is_whole_archive(path: Path) -> bool:
+    """Whether every member of the zip file has its checksum; torch.load does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError):
+        return False
 
 
 def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:

@@ -103,8 +103,8 @@ def learner(recipe: Recipe, model: nn.Module, plan: Plan) -> Learner:
     )
     share = _schedule(recipe.schedule)
 
-    def settings(update: int) -> dict[str, float]:
-        now = share(update, plan.updates)
+    def settings(update: int, begun: int) -> dict[str, float]:
+        now = share(update - begun, plan.updates - begun)
         rate = {"lr": spec.learning_rate * now}
         if recipe.schedule.cycle_momentum:
             rate["momentum"] = cycled_momentum(now)

@@ -5,59 +5,67 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gratis.names import spell
-from gratis.run import Run
+from gratis.run import Record, Run
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from gratis.assess import Progress
 
 
 def table(runs: list[Run]) -> None:
-    """One row for each run and evaluation."""
-    from rich import box
+    """One table for each protocol that the runs were evaluated under, one row for each run."""
     from rich.console import Console
-    from rich.table import Table
 
-    rows = Table(box=box.SIMPLE_HEAD)
-    for column in (
-        "method",
-        "attack",
-        "images",
-        "clean %",
-        "robust %",
-        "95 %",
-        "passes",
-        "seconds",
-    ):
-        numeric = column not in ("method", "attack")
-        rows.add_column(column, justify="right" if numeric else "left", no_wrap=True)
-    notes = set()
+    console = Console()
+    protocols: dict[str, list[tuple[Record, Record]]] = {}
+    notes: dict[str, None] = {}
     for run in runs:
         results = run.results or {"evaluations": []}
         for entry in results["evaluations"]:
-            threat, robust = entry["threat"], entry["robust"]
-            low, high = robust["ci95"]
-            rows.add_row(
-                results["method"],
-                f"{entry['attack']} {threat['norm']} {spell(threat['eps'])}",
-                str(entry["images"]["count"]),
-                f"{entry['clean']['accuracy']:.1%}".rstrip("%"),
-                f"{robust['accuracy']:.1%}".rstrip("%"),
-                f"{100 * low:.1f}-{100 * high:.1f}",
-                f"{results['budget']['metered_passes']:.1f}",
-                f"{results['budget']['seconds']:.0f}",
-            )
+            protocols.setdefault(_protocol(entry), []).append((results, entry))
         if note := results.get("data", {}).get("note"):
-            notes.add(note)
-    console = Console()
-    console.print(rows)
+            notes[note] = None
+    for protocol, rows in protocols.items():
+        console.print(_rows(protocol, rows))
     console.print(
-        "passes: forward, input gradient and weight gradient of one image, a third each, per "
-        "training image; seconds: training alone; 95 %: interval of robust accuracy; "
-        "checkpoint `last` unless a run's results.json says otherwise",
+        "robust: with its 95 % interval over the test images; an upper bound on true robustness\n"
+        "passes: forward, input gradient and weight gradient of one image, a third each, spent "
+        "per training image; seconds: training alone",
         style="dim",
+        highlight=False,
     )
-    for note in sorted(notes):
-        console.print(f"note: {note}")
+    for note in notes:
+        console.print(f"note: {note}", highlight=False)
+
+
+def _rows(protocol: str, rows: list[tuple[Record, Record]]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, title=protocol, title_justify="left", title_style="bold")
+    shown.add_column("method")
+    for column in ("clean %", "robust %", "95 %", "passes", "seconds"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for results, entry in rows:
+        low, high = entry["robust"]["ci95"]
+        shown.add_row(
+            results["method"],
+            f"{100 * entry['clean']['accuracy']:.1f}",
+            f"{100 * entry['robust']['accuracy']:.1f}",
+            f"{100 * low:.1f}-{100 * high:.1f}",
+            f"{results['budget']['metered_passes']:.1f}",
+            f"{results['budget']['seconds']:.0f}",
+        )
+    return shown
+
+
+def _protocol(entry: Record) -> str:
+    threat, images = entry["threat"], entry["images"]
+    return (
+        f"{entry['attack']} at {threat['norm']} {spell(threat['eps'])}, {images['count']} "
+        f"{images['split']} images, checkpoint {entry['checkpoint']}"
+    )
 
 
 @contextmanager

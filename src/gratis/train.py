@@ -240,6 +240,7 @@ class Training:
                 self.journal.event("warning", message=f"not readable as an image, skipped: {name}")
             return
         state, warnings = self.directory.load_checkpoint()
+        self.directory.set_aside_damaged()
         for message in warnings:
             self.journal.event("warning", message=message, update=state["updates"])
         self.learner.load_state(state)
