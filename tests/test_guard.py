@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gratis import Learner, Linf, fgsm, fgsm_rs, train
+from gratis import Learner, Linf, PGDTraining, fgsm, fgsm_rs, train
 from gratis.budget import Meter
 from gratis.guard import Checker, EarlyStop, Outcome, Recovery
 from gratis.passes import Batch
@@ -26,14 +26,14 @@ def test_a_fall_below_half_restores_weights_and_optimizer():
     recovery.begin(learner)
     method = fgsm_rs(Linf(0.1), step_size=0.2)
     stepped(learner)
-    assert recovery.look(0.60, 0.7, learner, method) is None
+    assert recovery.look(0.60, 0.7, learner, method, left=9) is None
     good, moments = weights(model), learner.optimizer.state_dict()["state"][0]["momentum_buffer"]
     moments = moments.clone()
     stepped(learner, 2)
-    assert recovery.look(0.45, 0.8, learner, method) is None  # a dip, not a collapse
+    assert recovery.look(0.45, 0.8, learner, method, left=9) is None  # a dip, not a collapse
     stepped(learner)
     assert not torch.equal(good["0.weight"], model[0].weight)
-    changed, event = recovery.look(0.02, 0.9, learner, method)
+    changed, event = recovery.look(0.02, 0.9, learner, method, left=9)
     assert all(torch.equal(good[k], v) for k, v in weights(model).items())
     restored = learner.optimizer.state_dict()["state"][0]["momentum_buffer"]
     assert torch.equal(moments, restored)
@@ -62,6 +62,39 @@ def test_robust_only_to_what_it_is_shown_counts_as_a_collapse():
     assert recovery._masked(robust=0.04, trained=0.8)
     assert not recovery._masked(robust=0.25, trained=0.89)
     assert not recovery._masked(robust=0.0, trained=0.25)
+
+
+def masked(method, left, changes=()):
+    """What a check finds in a network that only ever answered the examples it was shown."""
+    model = small_net()
+    learner = Learner(model, sgd(model))
+    recovery = Recovery(images=256, classes=10)
+    recovery.begin(learner)
+    recovery.changes += changes
+    first = weights(model)
+    stepped(learner, 3)
+    found = recovery.look(0.01, 0.9, learner, method, left=left)
+    return found, learner, all(torch.equal(first[k], v) for k, v in weights(model).items())
+
+
+def test_what_was_never_robust_starts_afresh_with_a_whole_schedule():
+    (changed, event), learner, restored = masked(fgsm(Linf(0.1)), left=9)
+    assert restored
+    assert changed.start == "random"
+    assert event["restored_update"] == 0
+    assert (learner.updates, learner.begun) == (3, 3)
+
+
+def test_untrained_weights_are_never_the_result():
+    found, _, restored = masked(fgsm(Linf(0.1)), left=0)
+    assert found is None
+    assert not restored
+
+
+def test_nothing_is_undone_for_ever():
+    """Where no change is known, or many did not help, a threat may just be too strong."""
+    assert masked(PGDTraining(Linf(0.1), 7), left=9)[0] is None
+    assert masked(fgsm(Linf(0.1)), left=9, changes=["a", "b", "c", "d"])[0] is None
 
 
 def outcomes(monkeypatch, robust):

@@ -283,7 +283,7 @@ def test_what_happened_on_the_way(tmp_path: Path) -> None:
     page = page_of(
         tmp_path, make_run(tmp_path / "run", records=records, warnings=["last.pt is damaged"])
     )
-    assert "held-out check fell to 2.0% from 54.0% at best. Went back to update 360." in page.text
+    assert "held-out check was 2.0%, after 54.0% at best. Went back to update 360." in page.text
     assert "Change: step_size 10/255 -> 8/255." in page.text
     assert "Continued from update 400" in page.text
     assert "Warning: the loader <repeats> images" in page.text

@@ -170,9 +170,9 @@ def test_a_run_that_died_anywhere_ends_bitwise_the_same(tmp_path, monkeypatch, m
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["free-3", "fgsm"])
 def test_kill_9_at_random_moments(tmp_path, method):
-    """Real processes, killed at random moments over and over until the run ends."""
+    """Real processes, killed at five random moments one after the other, then left to end."""
     settings = [
-        f"method={method}", "model.options.width=8", "budget.passes=30", "check.every=1",
+        f"method={method}", "model.options.width=16", "budget.passes=100", "check.every=1",
         "engine.checkpoint_seconds=0", "evaluation.limit=20", "evaluation.attacks=[pgd-2]",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -190,27 +190,20 @@ def test_kill_9_at_random_moments(tmp_path, method):
     whole = command("whole")
     assert whole.wait() == 0, errors.read_text()
     chance = np.random.default_rng(len(method))
-    kills = 0
     more = []
-    while kills < 40:
+    for _ in range(5):
         process = command("died", *more)
-        begun = time.monotonic()
         log = tmp_path / "died" / "log.jsonl"
         before = log.stat().st_size if log.exists() else 0
-        # the clock of the draw starts with the first new line: most of a start is importing
-        while process.poll() is None and time.monotonic() - begun < 60:
-            if log.exists() and log.stat().st_size > before:
-                break
+        # the draw begins with the first new line: most of a start is importing
+        while process.poll() is None and not (log.exists() and log.stat().st_size > before):
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 1.0))
-        if process.poll() is not None:
-            break
+        assert process.poll() is None, "the run ended before it could be killed"
         process.kill()
         process.wait()
-        kills += 1
-        more = ["--resume"] if (tmp_path / "died").exists() else []
-    assert process.wait() == 0, errors.read_text()
-    assert kills >= 3
+        more = ["--resume"]
+    assert command("died", *more).wait() == 0, errors.read_text()
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
 
 

@@ -30,6 +30,8 @@ MASKED = 0.15
 """So does robust accuracy below this share of the accuracy on the examples trained on: a network
 that was never robust, but defeats the one-step examples that it is shown. Healthy runs measured
 here had 0.28 at least (MNIST at 0.3, early); masked ones 0.13 at most."""
+MOST_CHANGES = 4
+"""After so many changes the threat itself is likely too strong, and training is left alone."""
 GOOD = 0.8
 """Weights within this share of the best so far are kept to fall back on."""
 
@@ -82,17 +84,22 @@ class Recovery:
         self.good = {"update": learner.updates, **_weights(learner)}
 
     def look(
-        self, robust: float, trained: float, learner: Learner, method: Method
+        self, robust: float, trained: float, learner: Learner, method: Method, *, left: int
     ) -> tuple[Method, dict[str, Any]] | None:
         """None while all is well; after a collapse the method to go on with and what to log.
 
-        robust: accuracy of the check; trained: on the examples learned from since the last one.
+        robust: accuracy of the check; trained: on the examples learned from since the last one;
+        left: updates still to come.
         """
         if not (self._fell(robust) or self._masked(robust, trained)):
             if robust >= GOOD * self.best and robust > 1 / self.classes:
                 self.good = {"update": learner.updates, **_weights(learner)}
             self.best = max(self.best, robust)
             return None
+        found = method.gentler() if len(self.changes) < MOST_CHANGES else None
+        afresh = self.good["update"] == 0
+        if afresh and (found is None or not left):
+            return None  # untrained weights are no better, and nothing would go differently
         event: dict[str, Any] = {
             "event": "restored",
             "restored_update": self.good["update"],
@@ -100,9 +107,8 @@ class Recovery:
             "best_robust_accuracy": self.best,
         }
         learner.load_weights(self.good)
-        if self.good["update"] == 0:
+        if afresh:
             learner.begun = learner.updates
-        found = method.gentler()
         if found is None:
             return method, event | {"change": "none is known to help this method"}
         method, change = found

@@ -166,7 +166,10 @@ class Training:
                 if self.learner.averaged is not None:
                     # averaged weights lag behind the ones that would collapse
                     outcome = self.checker(self.learner.model, self.checked)
-                found = self.recovery.look(outcome.robust, trained, self.learner, self.method)
+                left = self.plan.updates - self.learner.updates
+                found = self.recovery.look(
+                    outcome.robust, trained, self.learner, self.method, left=left
+                )
                 if found is not None:
                     self.method, event = found
                     self.journal.event("guard", **self._position, **event)
