@@ -2,9 +2,6 @@
 # `make test` sets up and runs the tests. Both can be run again.
 PYTHON ?= python3
 VENV := .venv
-# Waiting threads sleep instead of spinning: on shared cores spinning makes small nets several times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
-export GOMP_SPINCOUNT ?= 0
 
 .PHONY: demo test lint types slow real-data clean help
 

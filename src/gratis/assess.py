@@ -21,7 +21,6 @@ from gratis.run import Run
 from gratis.setting import load_split, network, pick_device
 
 SCHEMA = 1
-BATCH = 256
 PICTURES = 8
 
 Progress = Callable[[str, int, int, str], None]
@@ -74,17 +73,19 @@ def evaluate_run(
     state, warnings = run.load_checkpoint(asked.checkpoint)
     if images is None:
         images = load_split(recipe.data, "test")
+    results = run.results or header(run, recipe, images)
     if asked.limit is not None:
         images = images.select(torch.arange(min(asked.limit, len(images))))
     device = pick_device(recipe.engine.device)
     model = trained(recipe, images, state).to(device)
+    if recipe.engine.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     images = images.to(device)
-    results = run.results or header(run, recipe, images)
     # what the run cost, whichever of its checkpoints is evaluated
     results["budget"] = run.load_checkpoint("last")[0]["budget"]
     answers = []
     for ball in asked.balls:
-        found = _timed_evaluation(model, images, asked.attacks, ball, recipe.seed, progress)
+        found = _evaluation(model, images, asked.attacks, ball, recipe, progress)
         answers += list(_entries(found, ball, images, asked, state))
         if not run.pictures() or ball is asked.balls[0]:
             _keep_pictures(run, found, ball, images, asked)
@@ -144,17 +145,19 @@ def _cpu() -> str:
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def _timed_evaluation(
+def _evaluation(
     model: nn.Module,
     images: Images,
     attacks: Sequence[str],
     ball: Ball,
-    seed: int,
+    recipe: Recipe,
     progress: Progress,
 ) -> Robustness:
+    size = recipe.evaluation.batch_size or 2 * recipe.data.batch_size
+
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for first in range(0, len(images), BATCH):
-            chosen = slice(first, first + BATCH)
+        for first in range(0, len(images), size):
+            chosen = slice(first, first + size)
             yield images.pixels(chosen), images.y[chosen]
 
     note = f"{', '.join(attacks)} at {ball.norm} {spell(ball.eps)}"
@@ -164,7 +167,7 @@ def _timed_evaluation(
         batches(),
         attacks,
         ball=ball,
-        seed=seed,
+        seed=recipe.seed,
         examples=PICTURES,
         progress=lambda done: progress("evaluate", done, len(images), note),
     )

@@ -143,6 +143,8 @@ class Guard:
 class Evaluation:
     """attacks: names, each run at every eps.  eps: None takes the method's own.
     norm: None takes the method's.  limit: how many test images, all unless given.
+    batch_size: images attacked at a time, which changes no outcome but rounding; None takes
+    twice the training batch.
     """
 
     attacks: tuple[str, ...] = ("pgd-50-10",)
@@ -150,6 +152,7 @@ class Evaluation:
     norm: Literal["linf", "l2"] | None = None
     limit: int | None = None
     checkpoint: Literal["last", "best"] = "last"
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         for attack in self.attacks:
@@ -158,6 +161,8 @@ class Evaluation:
             raise ValueError("attacks is empty; name at least one attack, such as pgd-50-10")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1 image")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
 
 
 @dataclass(frozen=True)
