@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import gratis
-from gratis import train
+from gratis import recipe, train
 from gratis.budget import thirds_of
 from gratis.data import Loader
 from gratis.journal import DivergedError
@@ -167,6 +167,25 @@ def test_a_run_that_died_anywhere_ends_bitwise_the_same(tmp_path, monkeypatch, m
     assert losses(whole) == losses(died)
 
 
+@pytest.mark.data
+def test_the_guard_saves_a_run_that_collapses_on_mnist(tmp_path):
+    """FGSM from a zero start at 0.3: left alone it ends at nothing, guarded it does not."""
+    root = os.environ.get("GRATIS_DATA")
+    if not root or not os.path.isdir(os.path.join(root, "MNIST", "raw")):
+        pytest.skip("needs real MNIST: set GRATIS_DATA to the folder that holds MNIST/raw")
+    robust = {}
+    for mode in ("off", "recover"):
+        settings = [
+            f"data.root={root}", "method=fgsm", f"guard.mode={mode}", "budget.data_passes=4",
+            "evaluation.attacks=['pgd-20:alpha=0.02']", "evaluation.eps=0.3",
+            "evaluation.limit=200",
+        ]  # fmt: skip
+        run = train.run(recipe.load("mnist", settings), tmp_path / mode)
+        robust[mode] = run.results["evaluations"][0]["robust"]["accuracy"]
+    assert robust["off"] < 0.1
+    assert robust["recover"] > 0.4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["free-3", "fgsm"])
 def test_kill_9_at_random_moments(tmp_path, method):
@@ -317,6 +336,13 @@ def test_averaged_weights_are_the_ones_evaluated(tmp_path):
     assert torch.equal(state["averaged"]["module.0.weight"], fresh["0.weight"])
     assert not torch.equal(state["model"]["0.weight"], fresh["0.weight"])
     assert run.results["evaluations"][0]["clean"]["accuracy"] < 0.5
+
+
+def test_a_dict_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = gratis.train.run({**tiny(passes=1).plain(), "name": "from-a-dict"})
+    assert run.path.resolve() == (tmp_path / "runs" / "from-a-dict").resolve()
+    assert run.results["evaluations"]
 
 
 def test_public_names_answer():

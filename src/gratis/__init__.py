@@ -41,6 +41,8 @@ _HOMES = {
     "Classification": "gratis.tasks",
 }
 
+_MODULES = ("recipe", "train")
+
 __all__ = [
     "L2",
     "Classification",
@@ -59,6 +61,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"gratis.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'gratis' has no attribute {name!r}")

@@ -159,6 +159,7 @@ def _train(
     label: str = "",
 ) -> Run:
     recipe = recipes.from_plain(values)
+    recipe.evaluation_balls()  # a wrong method is answered before the rest is imported
     from gratis import train as training
 
     with terminal.bar(label or recipe.name) as progress:

@@ -13,7 +13,7 @@ from gratis.data import Loader, check_match
 from gratis.guard import watchers
 from gratis.journal import Journal
 from gratis.passes import Batch
-from gratis.recipe import Recipe
+from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
 from gratis.setting import (
     TrainingData,
@@ -27,13 +27,21 @@ from gratis.setting import (
 
 
 def run(
-    recipe: Recipe, out: str | Path, *, resume: bool = False, progress: Progress = nowhere
+    recipe: Recipe | dict[str, Any],
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    progress: Progress = nowhere,
 ) -> Run:
     """Train as `recipe` says and evaluate, leaving everything in directory `out`.
 
+    recipe: from `gratis.recipe.load`, or a dict of YAML types.  out: runs/NAME unless given.
     resume: go on with the run that `out` holds, bitwise as if it had never stopped (CPU).
     Raises ValueError for unusable input, DivergedError for a loss that is not finite.
     """
+    if not isinstance(recipe, Recipe):
+        recipe = from_plain(recipe)
+    out = Path("runs") / recipe.name if out is None else out
     data, asked = training_data(recipe), question(recipe)
     # now rather than after hours of training: is there anything to be judged on?
     test = load_split(recipe.data, "test")
