@@ -12,7 +12,6 @@ COMMON = [
     "data.name=folder",
     "model.options.width=16",
     "schedule.peak=0.4",
-    "budget.passes=null",
     "budget.data_passes=3",
     "guard.mode=off",
     "evaluation.limit=300",

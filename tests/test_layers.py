@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "gratis"
 
 LAYERS = [
-    {"names", "budget", "balls", "losses", "figures"},
-    {"schema", "nn", "tasks", "run"},
+    {"names", "budget", "balls", "losses", "figures", "checkpoint"},
+    {"schema", "nn", "tasks", "run", "sections"},
     {"optim", "data", "passes", "recipe", "report"},
     {"attacks"},
     {"methods", "evaluate"},
@@ -137,7 +137,18 @@ def test_reports_never_import_torch(file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["names.py", "schema.py", "recipe.py", "run.py", "terminal.py", "cli.py", "__init__.py"]
+    "file",
+    [
+        "names.py",
+        "schema.py",
+        "sections.py",
+        "checkpoint.py",
+        "recipe.py",
+        "run.py",
+        "terminal.py",
+        "cli.py",
+        "__init__.py",
+    ],
 )
 def test_quick_answers_import_torch_late_if_at_all(file: str) -> None:
     found = imports(FILES[file], at_import=True)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from gratis.run import DamagedCheckpointError, Run, RunInUseError, load_state, save_state
+from gratis.checkpoint import DamagedCheckpointError, load_state, save_state
+from gratis.run import Run, RunInUseError
 
 RECIPE: dict[str, Any] = {
     "name": "small",

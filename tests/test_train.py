@@ -97,7 +97,7 @@ def test_prediction_is_the_meter_and_never_over_budget(tmp_path, method, passes)
 
 @pytest.mark.parametrize("method", METHODS)
 def test_own_loop_is_bitwise_our_trainer(tmp_path, method):
-    recipe = tiny(method, "budget.passes=null", "budget.data_passes=2", "schedule.shape=constant")
+    recipe = tiny(method, "budget.data_passes=2", "schedule.shape=constant")
     run = train.run(recipe, tmp_path / "run")
     data = training_data(recipe).training
     torch.manual_seed(0)

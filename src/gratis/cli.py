@@ -69,7 +69,7 @@ def compare(options: argparse.Namespace) -> int:
     """Train several methods at one budget on one data set and compare them."""
     methods = {name: parse_method(name) for name in options.method}
     base = recipes.override(recipes.read(options.data), options.set)
-    base = recipes.override(base, ["budget.data_passes=null", f"budget.passes={options.budget}"])
+    base = recipes.override(base, [f"budget.passes={options.budget}"])
     planned: list[tuple[Plain, Path]] = []
     for name in methods:
         values = {**base, "method": recipes.with_method(base["method"], name)}
@@ -206,7 +206,11 @@ def _parser() -> Parser:
 
     def command(name: str, call: Callable[[argparse.Namespace], int], epilog: str) -> Parser:
         added: Parser = commands.add_parser(
-            name, help=call.__doc__, description=call.__doc__, epilog=epilog
+            name,
+            help=call.__doc__,
+            description=call.__doc__,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         added.add_argument("--debug", action="store_true", help="show the traceback of an error")
         added.set_defaults(call=call)
@@ -215,7 +219,17 @@ def _parser() -> Parser:
     one = command(
         "train",
         train,
-        "example: gratis train cifar10 --set data.root=~/data method=free-8 budget.passes=30",
+        "keys that matter most (all of them, filled in, stand in a run's recipe.yaml):\n"
+        "  budget.passes=25            passes per training image; a pass is forward, input\n"
+        "                              gradient and weight gradient, a third each\n"
+        "  method=free-8               natural, fgsm-rs, free-N, pgd-N, against the same ball\n"
+        "  method.ball.eps=8/255       the radius; method.ball.norm=l2 for the other norm\n"
+        "  data.root=DIR               where the files lie (else $GRATIS_DATA)\n"
+        "  optimizer.learning_rate=0.1 guard.mode=off  seed=1\n\n"
+        "examples:\n"
+        "  gratis train digits --set budget.passes=4\n"
+        "  gratis train cifar10 --set data.root=~/data method=free-8 budget.passes=30\n"
+        "  gratis train cifar10 --set data.root=~/data method=free-8 budget.passes=30 --resume",
     )
     one.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe's name")
     _training_arguments(one)
@@ -224,7 +238,8 @@ def _parser() -> Parser:
     many = command(
         "compare",
         compare,
-        "example: gratis compare natural fgsm-rs free-8 pgd-7 --data digits --budget 160 "
+        "a number in a method's name is its parameter: replays for free, steps for pgd\n"
+        "example:\n  gratis compare natural fgsm-rs free-8 pgd-7 --data digits --budget 160 "
         "--out runs/demo",
     )
     many.add_argument(
@@ -240,7 +255,11 @@ def _parser() -> Parser:
     many.add_argument("--out", type=Path, required=True, help="directory of the run directories")
 
     attack = command(
-        "evaluate", evaluate, "example: gratis evaluate runs/digits --attack pgd-100-5 --eps 0.1"
+        "evaluate",
+        evaluate,
+        "the same attack, threat, images and checkpoint replaces; anything else is added\n"
+        "examples:\n  gratis evaluate runs/digits --attack pgd-100-5 --eps 0.1\n"
+        "  gratis evaluate runs/digits/checkpoints/best.pt --limit 1000",
     )
     attack.add_argument(
         "run", metavar="RUN|CHECKPOINT", type=Path, help="a run directory or RUN/checkpoints/X.pt"

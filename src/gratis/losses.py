@@ -19,4 +19,5 @@ def cross_entropy_while_correct(logits: Tensor, y: Tensor) -> Tensor:
     As an attack's loss it stops each image where it is first misclassified. Source: the
     MNIST code of Wong 2020, whose training at eps 0.3 otherwise sometimes never starts.
     """
-    return cross_entropy(logits, y) * (logits.argmax(1) == y)
+    labels = y if y.dim() == 1 else y.argmax(1)
+    return cross_entropy(logits, y) * (logits.argmax(1) == labels)

@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 import yaml
+
+from gratis.checkpoint import DamagedCheckpointError, is_whole, load_state, save_state
 
 Record = dict[str, Any]
 
@@ -198,7 +199,7 @@ class Run:
     def set_aside_damaged(self) -> None:
         """Rename a damaged `last`, so that the next save does not put it in `previous`'s place."""
         last = self.checkpoint_path("last")
-        if last.exists() and not _is_whole_archive(last):
+        if last.exists() and not is_whole(last):
             os.replace(last, last.with_suffix(".pt.damaged"))
 
     def load_checkpoint(self, name: str = "last") -> tuple[Record, list[str]]:
@@ -237,55 +238,6 @@ class LogWriter:
 
     def close(self) -> None:
         self._file.close()
-
-
-class DamagedCheckpointError(ValueError):
-    """A checkpoint file that cannot be read whole, or that holds more than plain tensors."""
-
-
-def save_state(path: Path, state: Record) -> None:
-    """`state` (tensors and plain Python values) to `path`, on disk before this returns."""
-    import torch
-
-    with path.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def load_state(path: Path) -> Record:
-    """The state in `path`, on the CPU.
-
-    Only tensors and plain values are loaded; a file with anything else in it (a pickle
-    that would run code) is refused, as is one that is cut short.
-    """
-    import pickle
-
-    import torch
-
-    if not _is_whole_archive(path):
-        raise DamagedCheckpointError(f"{path} is damaged or cut short")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DamagedCheckpointError(
-            f"{path} holds more than tensors and plain values and was not loaded; "
-            "gratis loads weights only, since a pickle can run any code"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise DamagedCheckpointError(f"{path} is damaged or cut short") from error
-    if not isinstance(state, dict):
-        raise DamagedCheckpointError(f"{path} is no checkpoint: it holds a {type(state).__name__}")
-    return state
-
-
-def _is_whole_archive(path: Path) -> bool:
-    """Whether every member of the zip file has its checksum; torch.load does not look."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError):
-        return False
 
 
 def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:

@@ -12,8 +12,9 @@ from gratis.nn import build_model, set_momentum
 from gratis.optim import build_optimizer
 from gratis.optim.schedules import Schedule, constant, cosine, cycled_momentum, cyclic, piecewise
 from gratis.passes import Method
-from gratis.recipe import Data, Recipe
-from gratis.recipe import Schedule as ScheduleSpec
+from gratis.recipe import Recipe
+from gratis.sections import Data
+from gratis.sections import Schedule as ScheduleSpec
 
 
 @dataclass(frozen=True)
