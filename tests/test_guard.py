@@ -57,6 +57,20 @@ def test_below_twice_chance_nothing_can_be_lost():
     assert not recovery._fell(0.0)
 
 
+def test_two_classes_are_guarded_too():
+    recovery = Recovery(images=256, classes=2)
+    recovery.best = 0.8
+    assert recovery._fell(0.1)
+    assert recovery._masked(robust=0.05, trained=0.9)
+    recovery.best = 0.7
+    assert not recovery._fell(0.1)
+
+
+def test_a_handful_of_images_raises_no_alarm():
+    recovery = Recovery(images=8, classes=10)
+    assert not recovery._masked(robust=0.0, trained=0.9)
+
+
 def test_robust_only_to_what_it_is_shown_counts_as_a_collapse():
     recovery = Recovery(images=256, classes=10)
     assert recovery._masked(robust=0.04, trained=0.8)

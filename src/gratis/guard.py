@@ -92,7 +92,7 @@ class Recovery:
         left: updates still to come.
         """
         if not (self._fell(robust) or self._masked(robust, trained)):
-            if robust >= GOOD * self.best and robust > 1 / self.classes:
+            if robust >= max(GOOD * self.best, MASKED * trained):
                 self.good = {"update": learner.updates, **_weights(learner)}
             self.best = max(self.best, robust)
             return None
@@ -116,15 +116,20 @@ class Recovery:
         return method, event | {"change": change}
 
     def _masked(self, robust: float, trained: float) -> bool:
-        # with so few right answers there is nothing to be suspicious of yet
-        return trained > 3 / self.classes and robust < MASKED * trained
+        # so few right answers are nothing to be suspicious of yet; so few images tell nothing
+        clear = trained > self._above_chance(3) and self.images * MASKED * trained >= 3
+        return clear and robust < MASKED * trained
 
     def _fell(self, robust: float) -> bool:
-        # below twice chance there is no robustness yet that could be lost
-        if self.best <= 2 / self.classes:
-            return False
+        if self.best <= self._above_chance(2):
+            return False  # no robustness yet that could be lost
         error = math.sqrt(self.best * (1 - self.best) / self.images)
         return robust < COLLAPSED * self.best and self.best - robust > STANDARD_ERRORS * error
+
+    def _above_chance(self, times: float) -> float:
+        """So many times chance, but for few classes half way from chance to all right."""
+        chance = 1 / self.classes
+        return min(times * chance, (1 + chance) / 2)
 
     def again(self, method: Method) -> Method:
         """The method after the changes made so far, for a resumed run."""
