@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from gratis.data import Images, load
+from gratis.data.folder import load_folder
 
 
 def colours(index: int, height: int = 8, width: int = 8) -> np.ndarray:
@@ -36,7 +37,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def folder(root: Path, split: str = "train", **options: Any) -> Images:
-    return load("folder", split, root=root, **options)
+    return load_folder(root, split, options.get("image_size"))
 
 
 # --- folders ----------------------------------------------------------------------------------
@@ -52,6 +53,18 @@ def test_a_folder_becomes_one_tensor_with_its_classes_in_order(root: Path) -> No
     assert np.array_equal(training.x.permute(0, 2, 3, 1).numpy(), np.stack(expected))
     assert (training.name, training.note, training.skipped) == (root.name, None, ())
     assert (len(test), test.split) == (4, "test")
+
+
+def test_a_folder_comes_shuffled_in_a_fixed_order(root: Path) -> None:
+    for i in range(6, 60):
+        write(root / "train" / "cat" / f"{i}.png", colours(i))
+        write(root / "train" / "dog" / "old" / f"{i}.png", colours(100 + i))
+    in_order, shuffled = folder(root), load("folder", "train", root=root)
+    assert 3 < shuffled.y[:20].sum() < 17  # the first twenty are of both classes
+    assert torch.equal(shuffled.x, load("folder", "train", root=root).x)
+    for label in (0, 1):
+        mine, theirs = shuffled.x[shuffled.y == label], in_order.x[in_order.y == label]
+        assert torch.equal(mine.flatten(1).sort(0).values, theirs.flatten(1).sort(0).values)
 
 
 def test_grey_images_keep_one_channel_unless_one_has_colours(root: Path) -> None:

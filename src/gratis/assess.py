@@ -75,7 +75,7 @@ def evaluate_run(
         images = load_split(recipe.data, "test")
     results = run.results or header(run, recipe, images)
     if asked.limit is not None:
-        images = images.select(torch.arange(min(asked.limit, len(images))))
+        images = _first(images, asked.limit)
     device = pick_device(recipe.engine.device)
     model = trained(recipe, images, state).to(device)
     if recipe.engine.channels_last:
@@ -96,6 +96,17 @@ def evaluate_run(
         results["warnings"] = warnings
     run.write_results(results)
     return answers
+
+
+def _first(images: Images, limit: int) -> Images:
+    """The first images of a test split; ValueError if they say nothing of the other classes."""
+    chosen = images.select(torch.arange(min(limit, len(images))))
+    if len(chosen) >= 10 * len(images.classes) and int(chosen.y.min()) == int(chosen.y.max()):
+        raise ValueError(
+            f"the first {len(chosen)} {images.split} images of {images.name} are all of class "
+            f"{images.classes[int(chosen.y[0])]}: shuffle the data, or evaluate all of it"
+        )
+    return chosen
 
 
 def trained(recipe: Recipe, images: Images, state: dict[str, Any]) -> nn.Module:

@@ -37,8 +37,8 @@ def load(
 
     name: `digits` (scikit-learn's 1797 8x8 grey images, 500 of them for the test; needs no
     file), `mnist`, `fashion-mnist`, `cifar10`, `cifar100` (by torchvision, downloaded where
-    absent), `folder` (image files, see `load_folder`) or `module:function` (yours, see
-    `load_users`).
+    absent), `folder` (image files, see `load_folder`; in a fixed shuffled order) or
+    `module:function` (yours, see `load_users`).
     root: where the files are; else $GRATIS_DATA. For torchvision's it is the directory that
     torchvision takes, for a folder the one that holds `train`.
     image_size: what the images of a folder or PIL images are resized and cropped to.
@@ -55,7 +55,7 @@ def load(
     elif name in TORCHVISION:
         images = _torchvision(name, split, _root(name, root))
     elif name == "folder":
-        images = load_folder(_root(name, root), split, image_size)
+        images = _shuffled(load_folder(_root(name, root), split, image_size))
     else:
         nearest = difflib.get_close_matches(name, NAMES, n=1)
         raise ValueError(
@@ -70,6 +70,13 @@ def load(
             "only files of a folder and PIL images are resized: leave image_size out"
         )
     return images
+
+
+def _shuffled(images: Images) -> Images:
+    """The images in a fixed order at random: files come class by class, and whoever looks at
+    the first thousand should see every class.
+    """
+    return images.select(torch.randperm(len(images), generator=torch.Generator().manual_seed(0)))
 
 
 def _root_if_given(root: str | Path | None) -> Path | None:
