@@ -42,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.call(options))
     except KeyboardInterrupt:
-        print("gratis: interrupted; go on with the same command and --resume", file=sys.stderr)
+        resumable = options.call in (train, compare)
+        how = "go on with the same command and --resume" if resumable else "nothing was changed"
+        print(f"gratis: interrupted; {how}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
         if options.debug:
