@@ -31,9 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     input, 130 for Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    # threads that wait should spin shortly, then sleep. A step of a small net took, in ms on two
-    # quiet cores / with one of them busy: 4.9 / 20 by default, 9.4 / 12 without spinning,
-    # 5.8 / 14 with this.
+    # threads that wait should spin shortly, then sleep: on shared cores long spinning makes the
+    # steps of small nets several times slower (benchmarks/thread_waiting.py)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # python -m finds a user's module:function in the working directory; so shall the script
