@@ -148,10 +148,10 @@ def test_a_guarded_run_resumes_bitwise(tmp_path, monkeypatch, stop):
     with monkeypatch.context() as patch:
         outcomes(patch, robust)
 
-        def dying(self):
+        def dying(self, **how):
             if self.updates == stop:
                 raise KeyboardInterrupt
-            update(self)
+            update(self, **how)
 
         patch.setattr(Learner, "update", dying)
         with pytest.raises(KeyboardInterrupt):

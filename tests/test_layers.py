@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "gratis"
 LAYERS = [
     {"names", "budget", "balls", "losses", "figures", "checkpoint"},
     {"schema", "nn", "tasks", "run", "sections"},
-    {"optim", "data", "passes", "recipe", "report"},
+    {"optim", "data", "passes", "recipe", "report", "distributed"},
     {"attacks"},
     {"methods", "evaluate"},
     {"learner"},

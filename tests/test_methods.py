@@ -396,7 +396,7 @@ def test_start_is_cut_to_the_pixel_box_unless_told_otherwise():
     for clip in (True, False):
         points = []
 
-        def probe(point, label, loss=None, points=points):
+        def probe(point, label, loss=None, norm="main", points=points):
             points.append(point)
             return torch.zeros_like(point)
 

@@ -19,8 +19,20 @@ if TYPE_CHECKING:
     from gratis.balls import L2, Linf
     from gratis.evaluate.robustness import robust_accuracy
     from gratis.learner import Learner
-    from gratis.methods import Free, Natural, PGDTraining, fgsm, fgsm_rs
-    from gratis.nn import Normalize
+    from gratis.methods import (
+        AdvProp,
+        FastAdvProp,
+        Free,
+        GradAlign,
+        Natural,
+        PGDTraining,
+        Trades,
+        Yopo,
+        fgsm,
+        fgsm_rs,
+        n_fgsm,
+    )
+    from gratis.nn import Normalize, add_aux, drop_aux
     from gratis.run import Run
     from gratis.tasks import Classification
 
@@ -31,12 +43,20 @@ _HOMES = {
     "Linf": "gratis.balls",
     "robust_accuracy": "gratis.evaluate.robustness",
     "Learner": "gratis.learner",
+    "AdvProp": "gratis.methods",
+    "FastAdvProp": "gratis.methods",
     "Free": "gratis.methods",
+    "GradAlign": "gratis.methods",
     "Natural": "gratis.methods",
     "PGDTraining": "gratis.methods",
+    "Trades": "gratis.methods",
+    "Yopo": "gratis.methods",
     "fgsm": "gratis.methods",
     "fgsm_rs": "gratis.methods",
+    "n_fgsm": "gratis.methods",
     "Normalize": "gratis.nn",
+    "add_aux": "gratis.nn",
+    "drop_aux": "gratis.nn",
     "Run": "gratis.run",
     "Classification": "gratis.tasks",
 }
@@ -45,17 +65,25 @@ _MODULES = ("recipe", "train")
 
 __all__ = [
     "L2",
+    "AdvProp",
     "Classification",
+    "FastAdvProp",
     "Free",
+    "GradAlign",
     "Learner",
     "Linf",
     "Natural",
     "Normalize",
     "PGDTraining",
     "Run",
+    "Trades",
+    "Yopo",
     "__version__",
+    "add_aux",
+    "drop_aux",
     "fgsm",
     "fgsm_rs",
+    "n_fgsm",
     "robust_accuracy",
 ]
 

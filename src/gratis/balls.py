@@ -7,8 +7,8 @@ inside the attacked graph kills the gradient of saturated pixels and makes a wea
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ class Ball(ABC):
             raise ValueError(f"low={self.low} must lie below high={self.high}")
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise ValueError(f"eps={self.eps} is no radius; give a finite number >= 0")
+
+    def of(self, eps: float) -> Self:
+        """The same kind of ball with radius `eps` (the pixel range, where that is narrower)."""
+        return replace(self, eps=eps)
 
     def check(self, x: Tensor) -> None:
         """Raise ValueError unless x is a floating-point batch with pixels in [low, high]."""
@@ -119,6 +123,9 @@ class Linf(Ball):
                 f"eps={self.eps:g} is wider than the pixel range [{self.low}, {self.high}]; "
                 f"pixels are [0, 1] here, so 8 grey levels of 255 are written eps=8/255"
             )
+
+    def of(self, eps: float) -> Self:
+        return super().of(min(eps, self.high - self.low))
 
     def onto_ball(self, delta: Tensor) -> Tensor:
         return delta.clamp(-self.eps, self.eps)

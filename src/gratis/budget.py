@@ -17,20 +17,25 @@ FORWARD = 1
 
 @dataclass
 class Meter:
-    """Images that went through a learned pass, a probe, and a forward alone."""
+    """Images that went through a learned pass, a probe, and a forward alone.
+
+    extra: thirds of an image's pass that were none of these whole: a backward through a
+    backward, a first layer alone.
+    """
 
     passes: int = 0
     probes: int = 0
     forwards: int = 0
+    extra: int = 0
 
     @property
     def thirds(self) -> int:
-        return PASS * self.passes + PROBE * self.probes + FORWARD * self.forwards
+        return PASS * self.passes + PROBE * self.probes + FORWARD * self.forwards + self.extra
 
     @property
-    def papers(self) -> int:
+    def papers(self) -> float:
         """Image passes as the papers count them: a probe is a pass, a bare forward is free."""
-        return self.passes + self.probes
+        return self.passes + self.probes + self.extra / PASS
 
 
 @dataclass(frozen=True)

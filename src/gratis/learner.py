@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gratis.budget import Meter
-from gratis.losses import Loss
-from gratis.passes import Batch, Method, Pass, Prober
+from gratis.distributed import Replica
+from gratis.nn.auxbn import equalise_speed, through
+from gratis.passes import Batch, Method, Pass, Prober, seeded
 from gratis.tasks import Classification
 
 PRECISIONS: dict[str, torch.dtype | None] = {
@@ -23,7 +24,7 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 @dataclass
 class Metrics:
-    """One entry an update: mean loss, images answered as labelled, images."""
+    """One entry an update: loss (the passes' weighed mean), inputs answered as labelled, inputs."""
 
     losses: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
@@ -50,6 +51,7 @@ class Learner:
         probe_norm: str = "batch",
         channels_last: bool = False,
         ema: float | None = None,
+        seed: int | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} is none of {', '.join(PRECISIONS)}")
@@ -64,7 +66,12 @@ class Learner:
         self.model = model.to(memory_format=self.memory_format)
         self.optimizer, self.schedule = optimizer, schedule
         self.scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
-        self.prober = Prober(model, self.task.losses, norm=probe_norm, precision=self.dtype)
+        self.spent = Meter()
+        self.probe = Prober(
+            model, self.task.losses, norm=probe_norm, precision=self.dtype, meter=self.spent
+        )
+        self.replica = Replica(self.model)
+        self.seed = seed
         self.averaged = (
             AveragedModel(
                 model,
@@ -74,32 +81,40 @@ class Learner:
             if ema is not None
             else None
         )
-        self.spent = Meter()
         self.updates = 0
         self.begun = 0
+        self._weights = {"main": 0.0, "aux": 0.0}
 
     @property
     def evaluated(self) -> nn.Module:
         """The weights to check and to keep: averaged ones where there are any."""
         return self.model if self.averaged is None else self.averaged.module
 
-    def probe(self, x: Tensor, y: Tensor, loss: Loss | None = None) -> Tensor:
-        """The gradient of the loss at x [B, C, H, W]; costs two thirds of a pass an image."""
-        self.spent.probes += len(x)
-        return self.prober(x, y, loss)
-
-    def backward(self, p: Pass) -> tuple[Tensor, Tensor]:
+    def backward(self, p: Pass) -> tuple[Tensor, Tensor | None]:
         """Forward and backward of pass p into the parameters' gradients, and p.x's if wanted.
 
-        Returns the mean loss and how many images were answered as labelled, both detached.
+        The gradients add up over the passes of an update, each times its weight. Returns the
+        mean loss and how many images were answered as labelled (None for a pass that has no
+        answers), both detached.
         """
         self.spent.passes += len(p.x)
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            logits = self.model(p.x)
-        loss = self.task.loss(logits, p.y)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), self.task.correct(logits.detach(), p.y).sum()
+        self.spent.extra += p.extra
+        if not any(self._weights.values()):
+            self.optimizer.zero_grad(set_to_none=True)
+        self._weights[p.norm] += p.weight
+        with self.replica.synced(p.update), through(self.model, p.norm):
+            with self._autocast():
+                loss, logits = self.replica.run(lambda model: self._objective(model, p))
+            weighed = loss if p.weight == 1.0 else p.weight * loss
+            self.scaler.scale(weighed).backward()
+        right = None if logits is None else self.task.correct(logits.detach(), p.y).sum()
+        return loss.detach(), right
+
+    def _objective(self, model: nn.Module, p: Pass) -> tuple[Tensor, Tensor | None]:
+        if p.loss is not None:
+            return p.loss(model, p.x, p.y)
+        logits = model(p.x)
+        return self.task.loss(logits, p.y), logits
 
     def rate(self, update: int) -> float:
         """The learning rate of an update counted from 0."""
@@ -107,8 +122,15 @@ class Learner:
             return self.schedule(update, self.begun)["lr"]
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def update(self) -> None:
-        """One optimizer step at the schedule's rate for this update."""
+    def update(self, *, equal_speed: bool = False) -> None:
+        """One optimizer step at the schedule's rate for this update.
+
+        equal_speed: norms that saw a share of the update's loss learn as fast as shared layers.
+        """
+        if equal_speed:
+            total = sum(self._weights.values())
+            equalise_speed(self.model, *(weight / total for weight in self._weights.values()))
+        self._weights = {"main": 0.0, "aux": 0.0}
         if self.schedule is not None:
             for group in self.optimizer.param_groups:
                 group.update(self.schedule(self.updates, self.begun))
@@ -121,20 +143,51 @@ class Learner:
     def fit(self, method: Method, batch: Batch, *, at_most: int | None = None) -> Metrics:
         """Learn from one batch as `method` asks, in at most `at_most` updates.
 
-        batch: x [B, C, H, W] pixels, y [B].
+        batch: x [B, C, H, W] pixels, y [B]; in a process group this process's part.
         """
+        if self.scaler.is_enabled() and not method.loss_scaling:
+            raise ValueError(
+                f"{type(method).__name__} uses gradients as they are, which fp16's loss scaling "
+                "would multiply; use precision bf16 or fp32"
+            )
         metrics = Metrics()
-        batch = Batch(batch.x.contiguous(memory_format=self.memory_format), batch.y)
+        batch = self._placed(batch)
         self.model.train()
+        method.bind(self.model, batch.x)
+        losses: list[Tensor] = []
+        right: list[Tensor] = []
+        weights, images = 0.0, 0
         for p in method.passes(batch, self.probe):
             loss, correct = self.backward(p)
-            self.update()
-            metrics.losses.append(loss)
-            metrics.correct.append(correct)
-            metrics.images.append(len(p.x))
+            if correct is not None:  # else no answers were given: not a loss of the task's kind
+                losses.append(p.weight * loss)
+                right.append(correct)
+                weights += p.weight
+                images += len(p.x)
+            if not p.update:
+                continue
+            self.update(equal_speed=method.equal_speed)
+            metrics.losses.append(torch.stack(losses).sum() / weights)
+            metrics.correct.append(torch.stack(right).sum())
+            metrics.images.append(images)
+            losses, right, weights, images = [], [], 0.0, 0
             if len(metrics.losses) == at_most:
                 break
         return metrics
+
+    def _placed(self, batch: Batch) -> Batch:
+        """The batch as the network likes it, with its place among the processes' parts."""
+        generator = batch.generator
+        if generator is None and self.seed is not None:
+            generator = seeded(self.seed, self.updates, batch.x.device)
+        return Batch(
+            batch.x.contiguous(memory_format=self.memory_format),
+            batch.y,
+            generator,
+            self.replica.rank,
+            self.replica.world,
+            self.replica.gather,
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that `load_state` needs to go on bitwise (tensors and plain values)."""
@@ -152,7 +205,7 @@ class Learner:
         self.load_weights(state)
         self.scaler.load_state_dict(state["scaler"])
         self.updates, self.begun = state["updates"], state["begun"]
-        self.spent = Meter(**state["spent"])
+        vars(self.spent).update(state["spent"])  # the probe counts into this very object
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Weights, running statistics, averages and optimizer moments; not the position."""

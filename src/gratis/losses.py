@@ -21,3 +21,14 @@ def cross_entropy_while_correct(logits: Tensor, y: Tensor) -> Tensor:
     """
     labels = y if y.dim() == 1 else y.argmax(1)
     return cross_entropy(logits, y) * (logits.argmax(1) == labels)
+
+
+def towards_another(logits: Tensor, y: Tensor, shares: Tensor) -> Tensor:
+    """Minus the cross entropy [B] of other labels: climbing it leads towards them.
+
+    shares: uniform in [0, 1), [B]; each becomes an offset from y among the K classes, 0 included.
+    Source: the targeted attack of AdvProp (Xie 2020).
+    """
+    labels = y if y.dim() == 1 else y.argmax(1)
+    classes = logits.shape[1]
+    return -cross_entropy(logits, (labels + (shares * classes).long()) % classes)

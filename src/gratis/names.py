@@ -41,38 +41,50 @@ def nearest(given: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-METHOD_NUMBERS: dict[str, str | None] = {
-    "natural": "replays",
-    "pgd": "steps",
-    "fgsm": None,
-    "fgsm-rs": None,
-    "free": "replays",
+METHOD_NUMBERS: dict[str, tuple[str, ...]] = {
+    "natural": ("replays",),
+    "pgd": ("steps",),
+    "fgsm": (),
+    "fgsm-rs": (),
+    "n-fgsm": (),
+    "gradalign": (),
+    "free": ("replays",),
+    "yopo": ("rounds", "steps"),
+    "trades": ("steps",),
+    "advprop": ("steps",),
+    "fast-advprop": (),
 }
-"""Every method's name and what a number after it sets: free-8 is free with replays=8."""
+"""Every method's name and what the numbers after it set: free-8 is free with replays=8."""
 
 
 def parse_method(name: str) -> dict[str, Any]:
     """{"name": "free", "replays": 8} for "free-8"; ValueError names the methods there are."""
-    match = re.fullmatch(r"(.+)-(\d+)", name)
-    if match and (parameter := METHOD_NUMBERS.get(match[1])):
-        return {"name": match[1], parameter: int(match[2])}
-    if name in METHOD_NUMBERS:
-        if name == "pgd":
+    match = re.fullmatch(r"(.+?)((?:-\d+)*)", name)
+    numbers = [int(n) for n in match[2].split("-")[1:]] if match else []
+    if match and match[1] in METHOD_NUMBERS:
+        keys = METHOD_NUMBERS[match[1]]
+        if match[1] == "pgd" and not numbers:
             raise ValueError("pgd needs its number of steps: pgd-7")
-        return {"name": name}
-    spelled = [f"{n}-N" if p else n for n, p in METHOD_NUMBERS.items()]
+        if len(numbers) in (0, len(keys)):
+            return {"name": match[1], **dict(zip(keys, numbers, strict=False))}
     raise ValueError(
-        f"no training method {name!r}{nearest(name, METHOD_NUMBERS)}; "
-        f"there are {', '.join(spelled)} (N a number, as in free-8)"
+        f"no training method {name!r}{nearest(name, METHOD_NUMBERS)}; there are "
+        f"{', '.join(_spelled(n, k) for n, k in METHOD_NUMBERS.items())} "
+        "(N a number, as in free-8)"
     )
+
+
+def _spelled(name: str, keys: tuple[str, ...]) -> str:
+    return "-".join([name, *"NM"[: len(keys)]])
 
 
 def spell_method(section: Mapping[str, Any]) -> str:
     """The name that parse_method reads back: "free-8"; a method's section of a recipe."""
     name = str(section["name"])
-    parameter = METHOD_NUMBERS.get(name)
-    number = section.get(parameter) if parameter else None
-    return name if number is None or (name, number) == ("natural", 1) else f"{name}-{number}"
+    numbers = [section.get(key) for key in METHOD_NUMBERS.get(name, ())]
+    if None in numbers or (name, *numbers) == ("natural", 1):
+        return name
+    return "-".join([name, *map(str, numbers)])
 
 
 @dataclass(frozen=True)

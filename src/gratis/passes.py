@@ -6,33 +6,94 @@ the trainer here and a loop of the user's own.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gratis.balls import Ball
+from gratis.budget import Meter
 from gratis.losses import Loss, cross_entropy
+from gratis.nn.auxbn import Branch, through
 from gratis.nn.batchnorm import untracked_statistics
+
+
+def _own(x: Tensor) -> Tensor:
+    return x
 
 
 @dataclass(slots=True)
 class Batch:
-    """x: images [B, C, H, W] in the ball's pixel range; y: class indices [B] or [B, K]."""
+    """x: images [B, C, H, W] in the ball's pixel range; y: class indices [B] or [B, K].
+
+    generator: where randomness comes from; None for torch's global one. With a generator seeded
+    by (seed, update) every draw is a function of seed, update and place in the global batch.
+    rank, world: these images are part `rank` of `world` equal parts of a global batch.
+    gather: a part -> the whole [world B, ...], in order of rank; only called where world > 1.
+    """
 
     x: Tensor
     y: Tensor
+    generator: torch.Generator | None = None
+    rank: int = 0
+    world: int = 1
+    gather: Callable[[Tensor], Tensor] = _own
+
+    def draw(self, like: Tensor, sample: Callable[[Tensor, torch.Generator | None], Tensor]) -> Any:
+        """What `sample` draws for `like` [n, ...], our part of the [world n, ...] drawn in all."""
+        if self.world == 1:
+            return sample(like, self.generator)
+        layout = torch.channels_last if _is_channels_last(like) else torch.contiguous_format
+        whole = torch.empty(
+            len(like) * self.world,
+            *like.shape[1:],
+            dtype=like.dtype,
+            device=like.device,
+            memory_format=layout,
+        )
+        return self._part(sample(whole, self.generator), len(like))
+
+    def shuffled(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """The tensors [n, ...], permuted alike over the whole [world n, ...]; ours of each."""
+        count = len(parts[0])
+        device = parts[0].device
+        order = torch.randperm(count * self.world, generator=self.generator, device=device)
+        mine = self._part(order, count)
+        return tuple((self.gather(part) if self.world > 1 else part)[mine] for part in parts)
+
+    def _part(self, whole: Tensor, count: int) -> Tensor:
+        return whole[self.rank * count : (self.rank + 1) * count]
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""(model, x, y) -> (mean loss, logits [B, K] for the accuracy of what was learned from, if any)."""
 
 
 @dataclass(slots=True)
 class Pass:
-    """A request to learn from (x, y): one forward and backward whose weight gradient is kept."""
+    """A request to learn from (x, y): one forward and backward whose weight gradient is kept.
+
+    weight: what the pass's loss counts in the update's.  norm: the norms it goes through.
+    update: whether an optimizer step follows; without, the gradients add up to the next pass's.
+    loss: in place of the task's; it may run the model on more than x, and then states in `extra`
+    the thirds of a pass that this costs beyond one pass of each image in x.
+    """
 
     x: Tensor
     y: Tensor
+    weight: float = 1.0
+    norm: Branch = "main"
+    update: bool = True
+    loss: Objective | None = None
+    extra: int = 0
 
     def input_grad(self) -> Tensor:
         """The gradient that the backward pass left at x, [B, C, H, W]; RuntimeError if none."""
@@ -50,10 +111,17 @@ class Probe(Protocol):
     """(x, y) -> the loss's gradient at x, [B, C, H, W].
 
     Parameters and their .grad stay untouched, and so do running statistics unless a recipe
-    asks for the reference's behaviour. `loss` [B] replaces the task's.
+    asks for the reference's behaviour. `loss` [B] replaces the task's; `norm` is the branch of
+    norms to go through.
     """
 
-    def __call__(self, x: Tensor, y: Tensor, loss: Loss | None = None) -> Tensor: ...
+    def __call__(
+        self, x: Tensor, y: Tensor, loss: Loss | None = None, norm: Branch = "main"
+    ) -> Tensor: ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The model's answers [B, K] in fp32, without gradient: a third of a pass."""
+        ...
 
 
 class Method(ABC):
@@ -61,9 +129,39 @@ class Method(ABC):
 
     ball: Ball | None  # what the method defends against; None for natural training
 
+    @property
+    def own_loop(self) -> bool:
+        """Whether each pass is an ordinary step of its own, which a user's loop can take."""
+        return True
+
+    @property
+    def auxiliary(self) -> bool:
+        """Whether the network needs auxiliary norms (gratis.add_aux)."""
+        return False
+
+    @property
+    def equal_speed(self) -> bool:
+        """Whether norms shall learn as fast as the parameters that every pass goes through."""
+        return False
+
+    @property
+    def loss_scaling(self) -> bool:
+        """Whether the method stands gradients that a loss scaler (fp16) has multiplied."""
+        return True
+
+    def bind(self, model: nn.Module, x: Tensor) -> None:  # noqa: B027
+        """Look at the network once, before the first batch and before costs are asked for.
+
+        x: an image or more of the size to come, [B, C, H, W].
+        """
+
+    def parts(self, images: int) -> tuple[int, ...]:
+        """How many of a batch's images each part holds that `passes` cuts it into, in order."""
+        return (images,)
+
     @abstractmethod
     def passes(self, batch: Batch, probe: Probe) -> Iterator[Pass]:
-        """Yield each pass to learn from; an optimizer step follows every one."""
+        """Yield each pass to learn from; an optimizer step follows those with `update`."""
 
     @abstractmethod
     def update_thirds(self, images: int) -> tuple[int, ...]:
@@ -90,7 +188,11 @@ class Method(ABC):
         return None
 
     def batches(
-        self, loader: Iterable[Any], model: nn.Module | None = None
+        self,
+        loader: Iterable[Any],
+        model: nn.Module | None = None,
+        *,
+        seed: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(x, y) to train on, in place of the loader's, for a loop of one's own.
 
@@ -100,23 +202,49 @@ class Method(ABC):
 
         loader: any iterable of (x, y), x [B, C, H, W] pixels inside the ball's range.
         model: needed by methods that probe; where given, batches come on its device.
-        Raises ValueError for x out of range, RuntimeError for a backward that never came.
+        seed: makes random starts a function of (seed, update), as in the trainer here; None takes
+            torch's global generator.
+        Raises ValueError for x out of range, or a method whose updates are not ordinary steps;
+        RuntimeError for a backward that never came.
         """
-        probe = Prober(model) if model is not None else _no_model
+        if not self.own_loop:
+            raise ValueError(
+                f"{type(self).__name__} joins several passes or a loss of its own into each "
+                "update, which a loop over (x, y) cannot do; use gratis.Learner(model, "
+                "optimizer).fit(method, Batch(x, y)) for each batch, Batch from gratis.passes"
+            )
+        probe: Probe = _NoProbe() if model is None else Prober(model)
         device = next(model.parameters()).device if model is not None else None
+        update = 0
         for item in loader:
             x, y = item[0].to(device), item[1].to(device)
             if self.ball is not None:
                 self.ball.check(x)
-            for p in self.passes(Batch(x, y), probe):
+            generator = None if seed is None else seeded(seed, update, x.device)
+            for p in self.passes(Batch(x, y, generator), probe):
+                update += 1
                 yield p.x, p.y
 
 
-def _no_model(x: Tensor, y: Tensor, loss: Loss | None = None) -> Tensor:
-    raise ValueError(
-        "this method looks at input gradients before each step; "
-        "give it the model: method.batches(loader, model)"
-    )
+def seeded(seed: int, update: int, device: torch.device) -> torch.Generator:
+    """A generator that is a function of both, unlike neighbours' for neighbouring numbers."""
+    mixed = np.random.SeedSequence((seed, update)).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(mixed[0]))
+
+
+class _NoProbe:
+    """What a method is given that was lent no model."""
+
+    def __call__(
+        self, x: Tensor, y: Tensor, loss: Loss | None = None, norm: Branch = "main"
+    ) -> Tensor:
+        raise ValueError(
+            "this method looks at input gradients before each step; "
+            "give it the model: method.batches(loader, model)"
+        )
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self(x, x)
 
 
 PROBE_NORMS = ("batch", "tracked", "eval")
@@ -130,7 +258,7 @@ class Prober:
     statistics (Wong 2020's and Shafahi 2019's code); "eval" uses the running statistics
     (the code of YOPO, DAT, TRADES).
     precision: dtype for autocast, None for fp32; the input and its gradient stay fp32.
-    scale: a factor on the loss that keeps small fp16 gradients from vanishing.
+    meter: where what this costs is counted.
     """
 
     def __init__(
@@ -140,15 +268,20 @@ class Prober:
         *,
         norm: str = "batch",
         precision: torch.dtype | None = None,
+        meter: Meter | None = None,
     ) -> None:
         if norm not in PROBE_NORMS:
             raise ValueError(f"norm={norm!r} is none of {', '.join(PROBE_NORMS)}")
         self.model, self.loss, self.norm, self.precision = model, loss, norm, precision
+        self.meter = meter if meter is not None else Meter()
 
-    def __call__(self, x: Tensor, y: Tensor, loss: Loss | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, y: Tensor, loss: Loss | None = None, norm: Branch = "main"
+    ) -> Tensor:
+        self.meter.probes += len(x)
         x = x.detach().requires_grad_()
-        with self.as_probed(), torch.enable_grad():
-            with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+        with self.as_probed(norm), torch.enable_grad():
+            with self._autocast(x):
                 logits = self.model(x)
             # a mean would shrink each image's gradient with the batch; a sum is per image
             total = (loss or self.loss)(logits, y).sum()
@@ -157,9 +290,21 @@ class Prober:
             (grad,) = torch.autograd.grad(total * scale, x)
         return grad
 
-    def as_probed(self) -> AbstractContextManager[None]:
+    def logits(self, x: Tensor) -> Tensor:
+        """The model's answers [B, K] in fp32, without gradient: a third of a pass."""
+        self.meter.forwards += len(x)
+        with self.as_probed(), torch.no_grad(), self._autocast(x):
+            logits: Tensor = self.model(x)
+        return logits.float()
+
+    @contextmanager
+    def as_probed(self, branch: Branch = "main") -> Iterator[None]:
         """The model's batch-norm layers as `norm` says, put back on leaving."""
-        return _norm_mode(self.model, self.norm)
+        with through(self.model, branch), _norm_mode(self.model, self.norm):
+            yield
+
+    def _autocast(self, x: Tensor) -> AbstractContextManager[None]:
+        return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
 
 
 @contextmanager

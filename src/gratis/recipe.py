@@ -64,7 +64,8 @@ class Recipe:
 
     @property
     def defends(self) -> bool:
-        return self.method.get("name") != "natural"
+        """Whether the method promises robustness, rather than accuracy."""
+        return self.method.get("name") not in ("natural", "advprop", "fast-advprop")
 
     def plain(self) -> Plain:
         """As YAML types, every default filled in, so that it reads back the same."""

@@ -20,7 +20,8 @@ class About:
 class Data:
     """name: digits, mnist, fashion-mnist, cifar10, cifar100, folder, or module:function.
     root: where the files lie; else $GRATIS_DATA.  holdout: share (below 1) or number of the
-    training images kept for checks, at most 1,000.  augment: crop-N (zero padding), flip.
+    training images kept for checks, at most 1,000.  limit: only the first so many training
+    images are used, held-out ones among them.  augment: crop-N (zero padding), flip.
     image_size: folder images are resized and centre-cropped to it, in pixels.
     """
 
@@ -28,6 +29,7 @@ class Data:
     root: str | None = None
     batch_size: int = 128
     holdout: float = 0.02
+    limit: int | None = None
     augment: tuple[str, ...] = ()
     image_size: int | None = None
     drop_last: bool = False
@@ -37,6 +39,8 @@ class Data:
             raise ValueError(f"batch_size={self.batch_size} must be at least 1")
         if self.holdout < 0:
             raise ValueError(f"holdout={self.holdout} must be 0 or more")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1 image")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Model:
     options: the builder's own.  mean, std: normalisation per channel, the model's first layer.
     norm_momentum: of every batch norm; Free replays each minibatch m times, so that at the
     usual 0.1 the last one makes up 1 - 0.9^m of the running statistics.
+    norm_groups: batch norms see each batch in so many parts, as on so many devices;
+    aux_groups: auxiliary norms, which methods like fast-advprop add (as norm_groups if None).
     """
 
     name: str
@@ -52,6 +58,14 @@ class Model:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     norm_momentum: float | None = None
+    norm_groups: int = 1
+    aux_groups: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.norm_groups, self.aux_groups or 1) < 1 or self.aux_groups == 0:
+            raise ValueError(
+                f"norm_groups={self.norm_groups}, aux_groups={self.aux_groups}; give 1 or more"
+            )
 
 
 @dataclass(frozen=True)

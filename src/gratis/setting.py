@@ -8,7 +8,7 @@ from torch import nn
 from gratis.budget import Plan, passes_of, plan, thirds_of
 from gratis.data import Images, Loader, hold_out, load
 from gratis.learner import Learner
-from gratis.nn import build_model, set_momentum
+from gratis.nn import add_aux, build_model, group_norms, set_momentum
 from gratis.optim import build_optimizer
 from gratis.optim.schedules import Schedule, constant, cosine, cycled_momentum, cyclic, piecewise
 from gratis.passes import Method
@@ -44,6 +44,8 @@ def load_split(data: Data, split: str) -> Images:
 def training_data(recipe: Recipe) -> TrainingData:
     """The recipe's training images, less the ones held out for checks."""
     images = load_split(recipe.data, "train")
+    if recipe.data.limit is not None:
+        images = images.select(torch.arange(min(recipe.data.limit, len(images))))
     share = recipe.data.holdout
     training, held_out = hold_out(images, int(share) if share >= 1 else share, seed=recipe.seed)
     if recipe.data.batch_size > len(training):
@@ -69,7 +71,12 @@ def network(recipe: Recipe, images: Images) -> nn.Module:
     )
     if spec.norm_momentum is not None:
         set_momentum(model, spec.norm_momentum)
-    return model
+    if recipe.build_method().auxiliary:
+        add_aux(model)
+    groups = spec.aux_groups or spec.norm_groups
+    return (
+        model if spec.norm_groups == groups == 1 else group_norms(model, spec.norm_groups, groups)
+    )
 
 
 def planned(recipe: Recipe, loader: Loader, method: Method) -> Plan:
@@ -119,6 +126,7 @@ def learner(recipe: Recipe, model: nn.Module, plan: Plan) -> Learner:
         probe_norm=engine.probe_norm,
         channels_last=engine.channels_last,
         ema=engine.ema,
+        seed=recipe.seed,
     )
 
 

@@ -75,8 +75,10 @@ class Training:
             drop_last=recipe.data.drop_last,
             device=device,
         )
+        model = network(recipe, data.training).to(device)
+        self.method.bind(model, self.loader.images.pixels(slice(1)))
         self.plan = planned(recipe, self.loader, self.method)
-        self.learner = learner(recipe, network(recipe, data.training).to(device), self.plan)
+        self.learner = learner(recipe, model, self.plan)
         self.checker, self.recovery, self.early_stop = watchers(recipe, data.held_out.to(device))
         self.checked = Meter()
         self.best = (-1.0, -1.0)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from gratis.nn.auxbn import add_aux, drop_aux, group_norms
 from gratis.nn.batchnorm import parameters_by_decay, set_momentum, untracked_statistics
 from gratis.nn.normalize import Normalize, PerImageStandardize
 from gratis.nn.resnet import PreActResNet18, WideResNet32x10
@@ -21,7 +22,10 @@ __all__ = [
     "PerImageStandardize",
     "PreActResNet18",
     "WideResNet32x10",
+    "add_aux",
     "build_model",
+    "drop_aux",
+    "group_norms",
     "mnist_net",
     "parameters_by_decay",
     "set_momentum",
