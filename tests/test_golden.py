@@ -15,11 +15,24 @@ from gratis import train
 from tests.recipes import tiny
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
-METHODS = ["natural", "natural-2", "fgsm", "fgsm-rs", "pgd-2", "free-3"]
+METHODS = [
+    "natural",
+    "natural-2",
+    "fgsm",
+    "fgsm-rs",
+    "n-fgsm",
+    "gradalign",
+    "pgd-2",
+    "free-3",
+    "yopo-2-2",
+    "trades-2",
+    "advprop-2",
+    "fast-advprop",
+]
 
 
 def losses(method, out):
-    recipe = tiny(method, "evaluation.attacks=[pgd-1]", "evaluation.limit=1", passes=2)
+    recipe = tiny(method, "evaluation.attacks=[pgd-1]", "evaluation.limit=1", passes=3)
     steps = [r for r in train.run(recipe, out).log() if r["kind"] == "step"]
     return [round(r["loss"], 5) for r in steps[:9]]
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"learner"},
     {"setting", "journal"},
     {"guard", "assess"},
-    {"train", "terminal"},
+    {"train", "terminal", "arguments"},
     {"cli"},
     {"__main__"},
 ]
@@ -146,6 +146,7 @@ def test_reports_never_import_torch(file: str) -> None:
         "recipe.py",
         "run.py",
         "terminal.py",
+        "arguments.py",
         "cli.py",
         "__init__.py",
     ],

@@ -9,7 +9,24 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gratis import L2, Free, Learner, Linf, Natural, PGDTraining, fgsm, fgsm_rs
+from gratis import (
+    L2,
+    AdvProp,
+    FastAdvProp,
+    Free,
+    GradAlign,
+    Learner,
+    Linf,
+    Natural,
+    PGDTraining,
+    Trades,
+    Yopo,
+    add_aux,
+    fgsm,
+    fgsm_rs,
+    n_fgsm,
+)
+from gratis.methods import METHODS
 from gratis.passes import Batch, Prober
 from tests.reference import loops
 
@@ -72,11 +89,40 @@ CASES = {
         {"step": 0.04, "steps": 3, "only_correct": True},
     ),
     "free-3": (Free(Linf(EPS), replays=3), loops.free, {"replays": 3}),
+    "n-fgsm": (n_fgsm(Linf(EPS)), loops.n_fgsm, {"noise": 2, "step": EPS}),
+    "trades-3": (Trades(Linf(EPS), 3), loops.trades, {"step": EPS / 4, "steps": 3, "beta": 6}),
+    "gradalign": (
+        GradAlign(Linf(EPS), strength=0.2),
+        loops.gradalign,
+        {"step": 1.25 * EPS, "strength": 0.2},
+    ),
+    "gradalign-random": (
+        GradAlign(Linf(EPS), strength=2.0, step_size=0.07, start="random"),
+        loops.gradalign,
+        {"step": 0.07, "strength": 2.0, "start": "random"},
+    ),
+    "yopo-3-2": (Yopo(Linf(EPS), 3, 2), loops.yopo, {"step": EPS / 4, "rounds": 3, "steps": 2}),
+    "advprop-2": (AdvProp(Linf(EPS), 2), loops.advprop, {"step": EPS, "steps": 2}),
+    "fast-advprop": (
+        FastAdvProp(Linf(EPS), adversarial=0.4),
+        loops.fast_advprop,
+        {"step": EPS, "share": 0.4},
+    ),
+    "fast-advprop-plain": (
+        FastAdvProp(Linf(EPS), 0.4, step_size=0.05, rebalance=False, equalise=False, shuffle=False),
+        loops.fast_advprop,
+        {"step": 0.05, "share": 0.4, "rebalance": False, "equalise": False, "shuffle": False},
+    ),
 }
+OWN_LOOP = [name for name, (method, _, _) in CASES.items() if method.own_loop]
 
 
-def reference_weights(loop, settings):
-    model = small_net()
+def net_for(method):
+    return add_aux(small_net()) if method.auxiliary else small_net()
+
+
+def reference_weights(method, loop, settings):
+    model = net_for(method)
     if loop is not loops.natural:
         settings = {"eps": EPS, **settings}
     torch.manual_seed(5)
@@ -87,17 +133,22 @@ def reference_weights(loop, settings):
 @pytest.mark.parametrize("name", CASES)
 def test_engine_equals_the_flattest_loop(name):
     method, loop, settings = CASES[name]
-    method, model = copy.deepcopy(method), small_net()
+    method, model = copy.deepcopy(method), net_for(method)
     learner = Learner(model, sgd(model))
     torch.manual_seed(5)
     for x, y in some_batches():
         learner.fit(method, Batch(x, y))
-    expected = reference_weights(loop, settings)
+    expected = reference_weights(method, loop, settings)
     for key, value in weights(model).items():
         torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_every_method_has_a_case():
+    kinds = {name.split("-")[0] for name in CASES}
+    assert {name.split("-")[0] for name in METHODS} <= kinds
+
+
+@pytest.mark.parametrize("name", OWN_LOOP)
 def test_own_loop_is_bitwise_the_engine(name):
     method, _, _ = CASES[name]
     ours, theirs = small_net(), small_net()
@@ -119,7 +170,7 @@ def test_own_loop_is_bitwise_the_engine(name):
 @pytest.mark.parametrize("name", CASES)
 def test_meter_equals_the_stated_cost(name):
     method = copy.deepcopy(CASES[name][0])
-    model = small_net()
+    model = net_for(method)
     learner = Learner(model, sgd(model))
     for x, y in some_batches():
         before = learner.spent.thirds
@@ -138,6 +189,14 @@ def test_meter_equals_the_stated_cost(name):
         (PGDTraining(Linf(EPS), 7), 1 + 14 / 3),
         (PGDTraining(Linf(EPS), 40), 1 + 80 / 3),
         (Free(Linf(EPS)), 8),
+        (n_fgsm(Linf(EPS)), 5 / 3),
+        (GradAlign(Linf(EPS)), 11 / 3),
+        (Trades(Linf(EPS), 10), 7 / 3 + 20 / 3),
+        (Yopo(Linf(EPS), 5, 3), 5),  # and the first layer's share, once the network is known
+        (AdvProp(Linf(EPS), 5), 2 + 10 / 3),
+        (AdvProp(Linf(EPS), 1), 2 + 2 / 3),
+        (FastAdvProp(Linf(EPS)), 1.2),
+        (FastAdvProp(Linf(EPS), adversarial=0.5), 1.5),
     ],
 )
 def test_nominal_cost(method, cost):

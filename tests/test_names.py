@@ -109,12 +109,14 @@ def test_method_names_read_and_spell_back(name: str, section: dict[str, object])
 
 @given(
     name=st.sampled_from(sorted(n for n, p in METHOD_NUMBERS.items() if p)),
-    count=st.integers(2, 500),
+    counts=st.tuples(st.integers(2, 500), st.integers(2, 500)),
 )
-def test_every_numbered_method_reads_back(name: str, count: int) -> None:
-    section = parse_method(f"{name}-{count}")
-    assert section == {"name": name, METHOD_NUMBERS[name]: count}
-    assert spell_method(section) == f"{name}-{count}"
+def test_every_numbered_method_reads_back(name: str, counts: tuple[int, int]) -> None:
+    numbers = dict(zip(METHOD_NUMBERS[name], counts, strict=False))
+    typed = "-".join([name, *map(str, numbers.values())])
+    section = parse_method(typed)
+    assert section == {"name": name, **numbers}
+    assert spell_method(section) == typed
 
 
 def test_spell_method_leaves_out_natures_one_replay_and_other_keys() -> None:
@@ -133,7 +135,8 @@ def test_spell_method_leaves_out_natures_one_replay_and_other_keys() -> None:
         ("pgd-", r"no training method"),
         ("pgd-7-2", r"no training method"),
         ("free-x", r"free-N"),
-        ("", r"there are natural-N, pgd-N, fgsm, fgsm-rs, free-N"),
+        ("yopo-5", r"yopo-N-M"),
+        ("", r"there are natural-N, pgd-N, fgsm, fgsm-rs, .*free-N, yopo-N-M, trades-N"),
     ],
 )
 def test_a_mistyped_method_is_explained(name: str, message: str) -> None:

@@ -29,7 +29,7 @@ def small(*settings: str) -> Recipe:
 
 
 def example_name(method: str) -> str:
-    return f"{method}-3" if METHOD_NUMBERS[method] else method
+    return "-".join([method, *("34"[: len(METHOD_NUMBERS[method])])])
 
 
 # --- reading

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -100,17 +101,15 @@ def test_own_loop_is_bitwise_our_trainer(tmp_path, method):
     recipe = tiny(method, "budget.data_passes=2", "schedule.shape=constant")
     run = train.run(recipe, tmp_path / "run")
     data = training_data(recipe).training
-    torch.manual_seed(0)
     model = network(recipe, data)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     lent = recipe.build_method()
     loader = Loader(data, 100, seed=0)
-    for _ in range(2):
-        for x, y in lent.batches(loader, model):
-            loss = F.cross_entropy(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    for x, y in lent.batches(chain(loader, loader), model, seed=recipe.seed):
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     assert_same(final_state(run.path)["model"], dict(model.state_dict()))
 
 
