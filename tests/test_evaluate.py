@@ -116,6 +116,51 @@ def test_exact_flags_on_linear_models(classes: int, sharpness: float, ball: Ball
     assert 40 < int(found.robust.sum()) < 140
 
 
+def test_the_margin_finds_the_nearest_class_however_flat_the_logits() -> None:
+    for sharpness in (1.0, 20.0):
+        model, x, y, breakable = a_linear_problem(10, sharpness, Linf(0.03))
+        found = robust_accuracy(model, [(x, y)], ["cw-30-4"], ball=Linf(0.03))
+        missed = breakable & found.robust
+        assert not (found.correct[:, 0] & ~found.robust & ~breakable).any()
+        assert int(missed.sum()) <= 2
+
+
+@pytest.mark.parametrize(("name", "steps"), [("fgsm", 1), ("bim-6", 6)])
+def test_one_step_and_iterated_steps_are_exact_for_two_classes(name: str, steps: int) -> None:
+    ball = Linf(0.05)
+    model, x, y, breakable = a_linear_problem(2, 1.0, ball)
+    found = robust_accuracy(model, [(x, y)], [name], ball=ball)
+    assert torch.equal(found.robust, found.correct[:, 0] & ~breakable)
+    assert build_attack(name).parameters(ball) == {
+        "loss": "cross-entropy",
+        "steps": steps,
+        "restarts": 1,
+        "alpha": 0.05 if name == "fgsm" else 0.0125,
+        "start": "zero",
+    }
+
+
+def test_logits_so_large_that_cross_entropy_has_no_slope() -> None:
+    """A defence that only scales its logits: PGD sees gradients of 0, the margin does not."""
+    model, x, y, breakable = a_linear_problem(2, 1.0, Linf(0.05))
+    model = model.float()
+    scaled = nn.Sequential(model, Scale(1e6))
+    x = x.float()
+    clean = scaled(x).argmax(1) == y
+    climbed = robust_accuracy(scaled, [(x, y)], ["pgd-20", "cw-20"], ball=Linf(0.05)).correct
+    assert climbed[:, 1].sum() > clean.sum() - 10  # fooled into seeing robustness
+    assert torch.equal(climbed[:, 2], clean & ~breakable)
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
 @pytest.mark.parametrize("ball", [Linf(0.03), L2(0.2, **WIDE)], ids=repr)
 def test_no_impossible_success_where_the_search_is_hard(ball: Ball) -> None:
     model, x, y, breakable = a_linear_problem(10, 1.0, ball)

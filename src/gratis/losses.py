@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,6 +22,18 @@ def cross_entropy_while_correct(logits: Tensor, y: Tensor) -> Tensor:
     """
     labels = y if y.dim() == 1 else y.argmax(1)
     return cross_entropy(logits, y) * (logits.argmax(1) == labels)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """The best other class's logit minus the label's, [B]; above 0 where misclassified.
+
+    Source: Carlini & Wagner 2017, f6 without its cap. Unlike the cross entropy it keeps its
+    gradient however large the logits are.
+    """
+    labels = (y if y.dim() == 1 else y.argmax(1)).unsqueeze(1)
+    logits = logits.float()
+    others = logits.scatter(1, labels, -torch.inf)
+    return others.amax(1) - logits.gather(1, labels).squeeze(1)
 
 
 def towards_another(logits: Tensor, y: Tensor, shares: Tensor) -> Tensor:

@@ -91,7 +91,8 @@ def spell_method(section: Mapping[str, Any]) -> str:
 class AttackName:
     """An attack as typed, taken apart: `pgd-50-10:alpha=1/255`.
 
-    kind: "pgd".  steps, restarts: its numbers.  options: what follows the colon.
+    kind: a key of ATTACKS.  steps, restarts: its numbers, 1 where it has none.
+    options: what follows the colon.
     """
 
     text: str
@@ -101,17 +102,27 @@ class AttackName:
     options: dict[str, float]
 
 
+ATTACKS = {
+    "fgsm": ("fgsm",),
+    "bim": ("bim-STEPS",),
+    "pgd": ("pgd-STEPS", "pgd-STEPS-RESTARTS"),
+    "cw": ("cw-STEPS", "cw-STEPS-RESTARTS"),
+}
+"""Every kind of attack and the ways to spell it."""
+
 ATTACK_OPTIONS = ("alpha",)
 
 
 def parse_attack(text: str) -> AttackName:
-    """pgd-STEPS[-RESTARTS][:alpha=8/255]; ValueError says what is wrong with `text`."""
+    """pgd-STEPS[-RESTARTS][:alpha=8/255] and the like; ValueError says what is wrong."""
     head, _, tail = text.partition(":")
-    match = re.fullmatch(r"pgd-(\d+)(?:-(\d+))?", head)
-    if not match or not int(match[1]) or match[2] == "0":
+    kind, *numbers = head.split("-")
+    shapes = {form.count("-") for form in ATTACKS.get(kind, ())}
+    if len(numbers) not in shapes or not all(n.isdigit() and int(n) for n in numbers):
+        forms = ", ".join(form for kind_forms in ATTACKS.values() for form in kind_forms)
         raise ValueError(
-            f"no attack {text!r}; there is pgd-STEPS[-RESTARTS][:alpha=8/255], "
-            "as in pgd-50-10 (both numbers at least 1)"
+            f"no attack {text!r}{nearest(kind, ATTACKS) if kind not in ATTACKS else ''}; there are "
+            f"{forms}, each also with :alpha=8/255, as in pgd-50-10 (numbers at least 1)"
         )
     options = {}
     for part in filter(None, tail.split(",")):
@@ -124,4 +135,5 @@ def parse_attack(text: str) -> AttackName:
         options[key] = number(value)
         if not options[key] > 0:
             raise ValueError(f"attack {text!r}: {key} must be positive")
-    return AttackName(text, "pgd", int(match[1]), int(match[2] or 1), options)
+    steps, restarts = ([int(n) for n in numbers] + [1, 1])[:2]
+    return AttackName(text, kind, steps, restarts, options)

@@ -8,6 +8,19 @@ __all__ = ["PGD", "build_attack", "pgd"]
 
 
 def build_attack(name: str) -> PGD:
-    """The attack spelled `pgd-STEPS[-RESTARTS][:alpha=8/255]`; ValueError says what is wrong."""
+    """The attack of that name (gratis.names.ATTACKS); ValueError says what is wrong with it.
+
+    pgd-K-R climbs the cross entropy from R random starts, cw-K-R the margin (Carlini & Wagner's
+    loss under projected gradient, as Madry 2018 evaluates); bim-K and fgsm start at the image,
+    the latter with a single step of eps (Kurakin 2017, Goodfellow 2015).
+    """
     parsed = parse_attack(name)
-    return PGD(name, parsed.steps, parsed.restarts, parsed.options.get("alpha"))
+    return PGD(
+        name,
+        parsed.steps,
+        parsed.restarts,
+        parsed.options.get("alpha"),
+        share=1.0 if parsed.kind == "fgsm" else 0.25,
+        loss="margin" if parsed.kind == "cw" else "cross-entropy",
+        start="random" if parsed.kind in ("pgd", "cw") else "zero",
+    )

@@ -1,8 +1,9 @@
-"""PGD with restarts as an evaluation: the worst case over every point that it visits."""
+"""Projected gradient with restarts as an evaluation: the worst case over every point visited."""
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from gratis.attacks.pgd import pgd
 from gratis.balls import Ball
 from gratis.budget import Meter
-from gratis.losses import Loss
+from gratis.losses import Loss, margin
 
 STEPS_BETWEEN_DROPS = 10
 """Broken images leave the batch this often: rarer wastes steps, more often copies and waits."""
@@ -18,9 +19,12 @@ STEPS_BETWEEN_DROPS = 10
 
 @dataclass(frozen=True)
 class PGD:
-    """PGD-`steps` with `restarts` random starts on the cross entropy.
+    """PGD-`steps` with `restarts` starts.
 
-    alpha: step size in the ball's norm; None takes eps / 4 (2/255 at 8/255, Wong 2020).
+    alpha: step size in the ball's norm; None takes `share` of eps, a quarter unless it says
+        otherwise (2/255 at 8/255, Wong 2020).
+    loss: the task's, or "margin": best other logit minus the label's, without a cap.
+    start: "random" in the ball or "zero", where a restart would find nothing new.
     An image is broken if any point of any restart is misclassified. Differs from the code of
     Wong 2020, which keeps the point of highest loss even where another one fooled the model.
     """
@@ -29,17 +33,20 @@ class PGD:
     steps: int
     restarts: int = 1
     alpha: float | None = None
+    share: float = 0.25
+    loss: Literal["cross-entropy", "margin"] = "cross-entropy"
+    start: Literal["random", "zero"] = "random"
 
     def step_size(self, ball: Ball) -> float:
-        return ball.eps / 4 if self.alpha is None else self.alpha
+        return self.share * ball.eps if self.alpha is None else self.alpha
 
     def parameters(self, ball: Ball) -> dict[str, float | int | str]:
         return {
-            "loss": "cross-entropy",
+            "loss": self.loss,
             "steps": self.steps,
             "restarts": self.restarts,
             "alpha": self.step_size(ball),
-            "start": "random",
+            "start": self.start,
         }
 
     def __call__(
@@ -60,12 +67,16 @@ class PGD:
         Returns (adversarial, broken): for a broken image the first misclassified point met,
         for the others the last point tried; and a bool [B].
         """
+        losses = margin if self.loss == "margin" else losses
         adversarial, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for restart in range(self.restarts):
             todo = (~broken).nonzero().flatten()
             if not len(todo):
                 break
-            delta = _starts(ball, x[todo], [keys[i] for i in todo.tolist()], restart)
+            if self.start == "random":
+                delta = _starts(ball, x[todo], [keys[i] for i in todo.tolist()], restart)
+            else:
+                delta = torch.zeros_like(x[todo])
             done = 0
             while len(todo) and done < self.steps:
                 steps = min(STEPS_BETWEEN_DROPS, self.steps - done)
