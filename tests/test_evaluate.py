@@ -10,7 +10,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from gratis.attacks import build_attack
-from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS, _starts, image_key
+from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS
+from gratis.attacks.search import image_key
+from gratis.attacks.search import starts as random_starts
 from gratis.balls import L2, Ball, Linf
 from gratis.budget import Meter
 from gratis.evaluate import Robustness, robust_accuracy
@@ -268,7 +270,7 @@ def plain_outcome(
         image, label = x[i : i + 1], y[i : i + 1]
         fooled = bool(model(image).argmax(1) != label)
         for restart in range(restarts):
-            delta = _starts(ball, image, [image_key(seed, x[i], int(label))], restart)
+            delta = random_starts(ball, image, [image_key(seed, x[i], int(label))], restart)
             for step in range(steps + 1):
                 point = ball.place(image, delta).requires_grad_()
                 logits = model(point)

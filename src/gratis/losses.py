@@ -10,8 +10,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy [B] in fp32; y is class indices [B] or probabilities [B, K]."""
-    return F.cross_entropy(logits.float(), y, reduction="none")
+    """Cross entropy [B] in fp32 or better; y is class indices [B] or probabilities [B, K]."""
+    return F.cross_entropy(_wide(logits), y, reduction="none")
 
 
 def cross_entropy_while_correct(logits: Tensor, y: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     gradient however large the logits are.
     """
     labels = (y if y.dim() == 1 else y.argmax(1)).unsqueeze(1)
-    logits = logits.float()
+    logits = _wide(logits)
     others = logits.scatter(1, labels, -torch.inf)
     return others.amax(1) - logits.gather(1, labels).squeeze(1)
 
@@ -45,3 +45,30 @@ def towards_another(logits: Tensor, y: Tensor, shares: Tensor) -> Tensor:
     labels = y if y.dim() == 1 else y.argmax(1)
     classes = logits.shape[1]
     return -cross_entropy(logits, (labels + (shares * classes).long()) % classes)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio [B]: the margin over the gap of first to third best logit.
+
+    Neither a shift nor a scale of the logits changes it. Needs three classes.
+    Source: Croce & Hein 2020, equation 6.
+    """
+    logits = _wide(logits)
+    best = logits.topk(3, dim=1).values
+    return margin(logits, y) / (best[:, 0] - best[:, 2] + 1e-12)
+
+
+def dlr_towards(logits: Tensor, y: Tensor, towards: Tensor) -> Tensor:
+    """Targeted difference of logits ratio [B], climbing towards classes `towards` [B].
+
+    Needs four classes. Source: Croce & Hein 2020, equation 7.
+    """
+    logits = _wide(logits)
+    best = logits.topk(4, dim=1).values
+    labels = y if y.dim() == 1 else y.argmax(1)
+    gap = logits.gather(1, labels.unsqueeze(1)) - logits.gather(1, towards.unsqueeze(1))
+    return -gap.squeeze(1) / (best[:, 0] - (best[:, 2] + best[:, 3]) / 2 + 1e-12)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -107,23 +107,35 @@ ATTACKS = {
     "bim": ("bim-STEPS",),
     "pgd": ("pgd-STEPS", "pgd-STEPS-RESTARTS"),
     "cw": ("cw-STEPS", "cw-STEPS-RESTARTS"),
+    "apgd-ce": ("apgd-ce",),
+    "apgd-dlr": ("apgd-dlr",),
+    "apgd-t": ("apgd-t",),
+    "fab-t": ("fab-t",),
+    "square": ("square",),
+    "autoattack": ("autoattack",),
 }
 """Every kind of attack and the ways to spell it."""
 
+WITH_ALPHA = ("fgsm", "bim", "pgd", "cw")
 ATTACK_OPTIONS = ("alpha",)
 
 
 def parse_attack(text: str) -> AttackName:
     """pgd-STEPS[-RESTARTS][:alpha=8/255] and the like; ValueError says what is wrong."""
     head, _, tail = text.partition(":")
-    kind, *numbers = head.split("-")
-    shapes = {form.count("-") for form in ATTACKS.get(kind, ())}
-    if len(numbers) not in shapes or not all(n.isdigit() and int(n) for n in numbers):
+    match = re.fullmatch(r"(.+?)((?:-\d+)*)", head)
+    kind = match[1] if match else ""
+    numbers = [int(n) for n in match[2].split("-")[1:]] if match else []
+    shapes = {sum(part.isupper() for part in form.split("-")) for form in ATTACKS.get(kind, ())}
+    if len(numbers) not in shapes or 0 in numbers:
         forms = ", ".join(form for kind_forms in ATTACKS.values() for form in kind_forms)
+        guess = "" if kind in ATTACKS else nearest(kind, ATTACKS)
         raise ValueError(
-            f"no attack {text!r}{nearest(kind, ATTACKS) if kind not in ATTACKS else ''}; there are "
-            f"{forms}, each also with :alpha=8/255, as in pgd-50-10 (numbers at least 1)"
+            f"no attack {text!r}{guess}; there are {forms} (numbers at least 1), the first ones "
+            "also with a step size, as in pgd-50-10:alpha=2/255"
         )
+    if tail and kind not in WITH_ALPHA:
+        raise ValueError(f"attack {text!r}: {kind} takes no options, it is always the same")
     options = {}
     for part in filter(None, tail.split(",")):
         key, equals, value = part.partition("=")
@@ -135,5 +147,5 @@ def parse_attack(text: str) -> AttackName:
         options[key] = number(value)
         if not options[key] > 0:
             raise ValueError(f"attack {text!r}: {key} must be positive")
-    steps, restarts = ([int(n) for n in numbers] + [1, 1])[:2]
+    steps, restarts = [*numbers, 1, 1][:2]
     return AttackName(text, kind, steps, restarts, options)

@@ -1,20 +1,26 @@
 """Attacks by name: the protocol that a number is measured under."""
 
+from gratis.attacks.apgd import APGD
+from gratis.attacks.autoattack import STANDARD, AutoAttack
 from gratis.attacks.pgd import pgd
 from gratis.attacks.pgd_attack import PGD
+from gratis.attacks.search import Attack
 from gratis.names import parse_attack
 
-__all__ = ["PGD", "build_attack", "pgd"]
+__all__ = ["PGD", "Attack", "build_attack", "pgd"]
 
 
-def build_attack(name: str) -> PGD:
+def build_attack(name: str) -> Attack:
     """The attack of that name (gratis.names.ATTACKS); ValueError says what is wrong with it.
 
     pgd-K-R climbs the cross entropy from R random starts, cw-K-R the margin (Carlini & Wagner's
     loss under projected gradient, as Madry 2018 evaluates); bim-K and fgsm start at the image,
-    the latter with a single step of eps (Kurakin 2017, Goodfellow 2015).
+    the latter with a single step of eps (Kurakin 2017, Goodfellow 2015). autoattack is the
+    standard version, the others its parts, and apgd-dlr.
     """
     parsed = parse_attack(name)
+    if parsed.kind in _WHOLE:
+        return _WHOLE[parsed.kind]
     return PGD(
         name,
         parsed.steps,
@@ -24,3 +30,9 @@ def build_attack(name: str) -> PGD:
         loss="margin" if parsed.kind == "cw" else "cross-entropy",
         start="random" if parsed.kind in ("pgd", "cw") else "zero",
     )
+
+
+_WHOLE: dict[str, Attack] = {
+    attack.name: attack for attack in (*STANDARD, APGD("apgd-dlr", "dlr"), AutoAttack("autoattack"))
+}
+"""The attacks whose name is all there is to say."""

@@ -1,7 +1,5 @@
 """Projected gradient with restarts as an evaluation: the worst case over every point visited."""
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gratis.attacks.pgd import pgd
+from gratis.attacks.search import Correct, Model, Search, starts
 from gratis.balls import Ball
 from gratis.budget import Meter
 from gratis.losses import Loss, margin
@@ -51,13 +50,13 @@ class PGD:
 
     def __call__(
         self,
-        model: Callable[[Tensor], Tensor],
+        model: Model,
         x: Tensor,
         y: Tensor,
         *,
         ball: Ball,
         losses: Loss,
-        correct: Callable[[Tensor, Tensor], Tensor],
+        correct: Correct,
         keys: list[int],
         meter: Meter,
     ) -> tuple[Tensor, Tensor]:
@@ -74,13 +73,13 @@ class PGD:
             if not len(todo):
                 break
             if self.start == "random":
-                delta = _starts(ball, x[todo], [keys[i] for i in todo.tolist()], restart)
+                delta = starts(ball, x[todo], [keys[i] for i in todo.tolist()], restart)
             else:
                 delta = torch.zeros_like(x[todo])
             done = 0
             while len(todo) and done < self.steps:
                 steps = min(STEPS_BETWEEN_DROPS, self.steps - done)
-                search = _Watched(model, y[todo], losses, correct, meter)
+                search = Search(model, y[todo], losses, correct, meter)
                 delta = pgd(
                     # a point counts only inside the pixel box, which rounding could leave
                     lambda point, search=search: search.grad(ball.clip(point)),  # type: ignore[misc]
@@ -99,65 +98,3 @@ class PGD:
                 adversarial[todo], broken[todo] = points, fooled
                 todo, delta = todo[~fooled], delta[~fooled]
         return adversarial, broken
-
-
-class _Watched:
-    """The gradient of the loss, which remembers the first misclassified point of each image."""
-
-    def __init__(
-        self,
-        model: Callable[[Tensor], Tensor],
-        y: Tensor,
-        losses: Loss,
-        correct: Callable[[Tensor, Tensor], Tensor],
-        meter: Meter,
-    ) -> None:
-        self.model, self.y, self.losses, self.correct, self.meter = model, y, losses, correct, meter
-        self.fooled = torch.zeros(len(y), dtype=torch.bool, device=y.device)
-        self.found = torch.empty(0)
-
-    def grad(self, point: Tensor) -> Tensor:
-        point = point.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = self.model(point)
-            if not logits.requires_grad:
-                raise ValueError(
-                    "the model's output carries no gradient back to its input (torch.no_grad() or "
-                    "torch.inference_mode() around it, a detach, a step function): an attack "
-                    "that climbs the loss says nothing about it"
-                )
-            (grad,) = torch.autograd.grad(self.losses(logits, self.y).sum(), point)
-        self.meter.probes += len(point)
-        self._remember(point.detach(), logits.detach())
-        return grad
-
-    def look(self, point: Tensor) -> None:
-        with torch.no_grad():
-            logits = self.model(point)
-        self.meter.forwards += len(point)
-        self._remember(point, logits)
-
-    def _remember(self, point: Tensor, logits: Tensor) -> None:
-        fresh = ~self.correct(logits, self.y) & ~self.fooled
-        if not len(self.found):
-            self.found = point.clone()
-        self.found = torch.where(fresh.view(-1, *[1] * (point.dim() - 1)), point, self.found)
-        self.fooled = self.fooled | fresh
-
-
-def image_key(seed: int, image: Tensor, label: int) -> int:
-    """An integer from the seed, an image's pixels and its label: its identity in any order."""
-    digest = hashlib.blake2b(image.contiguous().cpu().numpy().tobytes(), digest_size=8)
-    digest.update(f"{seed}/{label}".encode())
-    return int.from_bytes(digest.digest(), "little")
-
-
-def _starts(ball: Ball, x: Tensor, keys: list[int], restart: int) -> Tensor:
-    """A random start for each image of x, drawn on the CPU so that every device gets the same."""
-    generator = torch.Generator()
-    starts = []
-    for image, key in zip(x.cpu(), keys, strict=True):
-        digest = hashlib.blake2b(f"{key}/{restart}".encode(), digest_size=8).digest()
-        generator.manual_seed(int.from_bytes(digest, "little", signed=True))
-        starts.append(ball.sample(image[None], generator))
-    return torch.cat(starts).to(x.device)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gratis.attacks import PGD, build_attack
-from gratis.attacks.pgd_attack import image_key
+from gratis.attacks import Attack, build_attack
+from gratis.attacks.search import image_key
 from gratis.balls import Ball
 from gratis.budget import Meter
 from gratis.tasks import Classification
@@ -105,7 +105,7 @@ def robust_accuracy(
 
 
 def _under(
-    attack: PGD,
+    attack: Attack,
     model: nn.Module,
     x: Tensor,
     y: Tensor,

@@ -1,0 +1,126 @@
+"""What attacks share: looking at the model while remembering what fooled it, and starts by key."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gratis.balls import Ball
+from gratis.budget import Meter
+from gratis.losses import Loss
+
+Model = Callable[[Tensor], Tensor]
+Correct = Callable[[Tensor, Tensor], Tensor]
+
+
+class Attack(Protocol):
+    """An attack for evaluation, on images x [B, C, H, W] that the model gets right.
+
+    keys: one integer an image; everything random is a function of it.
+    Returns (adversarial, broken): for a broken image a misclassified point of the ball, for the
+    others the last point tried; and a bool [B]. What it costs is counted in `meter`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def parameters(self, ball: Ball) -> dict[str, float | int | str]:
+        """What besides the name and the ball makes it what it is."""
+        ...
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        ball: Ball,
+        losses: Loss,
+        correct: Correct,
+        keys: list[int],
+        meter: Meter,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class Search:
+    """Gradients and answers at points tried, and the first misclassified point of each image.
+
+    values: the loss [B] where the last gradient was taken.  fooled: bool [B].
+    found: for a fooled image, the first point that fooled it.
+    towards: classes [B] that a targeted loss wants to know, where there is one.
+    """
+
+    def __init__(
+        self, model: Model, y: Tensor, losses: Loss, correct: Correct, meter: Meter
+    ) -> None:
+        self.model, self.y, self.losses, self.correct, self.meter = model, y, losses, correct, meter
+        self.fooled = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+        self.found = torch.empty(0)
+        self.values = torch.empty(0)
+        self.towards: Tensor | None = None
+
+    def grad(self, point: Tensor) -> Tensor:
+        """The gradient of each image's loss at `point` [B, C, H, W], inside the pixel range."""
+        point = point.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self.model(point)
+            if not logits.requires_grad:
+                raise ValueError(
+                    "the model's output carries no gradient back to its input (torch.no_grad() or "
+                    "torch.inference_mode() around it, a detach, a step function): an attack "
+                    "that climbs the loss says nothing about it"
+                )
+            values = self.losses(logits, self.y)
+            (grad,) = torch.autograd.grad(values.sum(), point)
+        self.values = values.detach()
+        self.meter.probes += len(point)
+        self._remember(point.detach(), logits.detach())
+        return grad
+
+    def look(self, point: Tensor) -> Tensor:
+        """The answers [B, K] at `point`, without a gradient."""
+        with torch.no_grad():
+            logits = self.model(point)
+        self.meter.forwards += len(point)
+        self._remember(point, logits)
+        return logits
+
+    def keep(self, chosen: Tensor) -> None:
+        """Go on with the images `chosen` [n] (indices) alone."""
+        self.y, self.fooled = self.y[chosen], self.fooled[chosen]
+        if len(self.found):
+            self.found = self.found[chosen]
+        if self.towards is not None:
+            self.towards = self.towards[chosen]
+
+    def _remember(self, point: Tensor, logits: Tensor) -> None:
+        fresh = ~self.correct(logits, self.y) & ~self.fooled
+        if not len(self.found):
+            self.found = point.clone()
+        self.found = torch.where(fresh.view(-1, *[1] * (point.dim() - 1)), point, self.found)
+        self.fooled = self.fooled | fresh
+
+
+def image_key(seed: int, image: Tensor, label: int) -> int:
+    """An integer from the seed, an image's pixels and its label: its identity in any order."""
+    digest = hashlib.blake2b(image.contiguous().cpu().numpy().tobytes(), digest_size=8)
+    digest.update(f"{seed}/{label}".encode())
+    return int.from_bytes(digest.digest(), "little")
+
+
+def generator_for(key: int, *what: str | int) -> torch.Generator:
+    """A CPU generator that is a function of an image's key and of what is drawn."""
+    text = "/".join(str(part) for part in (key, *what))
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+def starts(ball: Ball, x: Tensor, keys: list[int], restart: int) -> Tensor:
+    """A random start for each image of x, drawn on the CPU so that every device gets the same."""
+    drawn = [
+        ball.sample(image[None], generator_for(key, restart))
+        for image, key in zip(x.cpu(), keys, strict=True)
+    ]
+    return torch.cat(drawn).to(x.device)
