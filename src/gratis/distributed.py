@@ -4,14 +4,18 @@ Every process holds the network and takes its equal part of each global batch. G
 averaged once an update; nothing else waits for the others, probes least of all.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import cache
+from itertools import count
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE = timedelta(minutes=10)
@@ -20,41 +24,202 @@ PATIENCE = timedelta(minutes=10)
 Compute = Callable[[nn.Module], Any]
 
 
+class Processes:
+    """This process among those that train together; alone where there is no process group.
+
+    rank, world: it is number `rank` of `world`.  device: where it trains, and where the numbers
+    lie that it exchanges with the others. Whatever is exchanged here must be asked for by all.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if together else 0
+        self.world = dist.get_world_size() if together else 1
+        self.device = device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one process that writes, shows and judges."""
+        return self.rank == 0
+
+    # --- who takes what
+
+    def check_divides(self, batch_size: int) -> None:
+        """ValueError for a global batch that cannot be divided equally."""
+        if batch_size % self.world:
+            raise ValueError(
+                f"data.batch_size: {batch_size} images, of all processes together, cannot be "
+                f"divided equally among {self.world}; give a multiple of {self.world}"
+            )
+
+    def rows(self, parts: Sequence[int]) -> Tensor:
+        """Our rows of a global batch that holds all processes' first parts, then all second, ...
+
+        parts: how many images each part of one process holds, in order.
+        """
+        chosen, before = [], 0
+        for size in parts:
+            first = before + self.rank * size
+            chosen.append(torch.arange(first, first + size))
+            before += self.world * size
+        return torch.cat(chosen)
+
+    def part(self, whole: Tensor) -> Tensor:
+        """Ours of [world n, ...], all processes' parts in order of rank: `gather` undone."""
+        size = len(whole) // self.world
+        return whole[self.rank * size : (self.rank + 1) * size]
+
+    # --- what is exchanged
+
+    def gather(self, part: Tensor) -> Tensor:
+        """Every process's part [n, ...] as one tensor [world n, ...], in order of rank."""
+        if self.world == 1:
+            return part
+        part = part.contiguous()
+        parts = [torch.empty_like(part) for _ in range(self.world)]
+        dist.all_gather(parts, part)
+        return torch.cat(parts)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of all processes' `values`, bitwise the same at each."""
+        if self.world == 1:
+            return values
+        values = values.to(self.device, copy=True)
+        dist.all_reduce(values)
+        return values
+
+    def told(self, *values: float) -> tuple[float, ...]:
+        """What the leading process gives here, whatever the others give."""
+        if self.world == 1:
+            return values
+        said = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.broadcast(said, src=0)
+        return tuple(said.tolist())
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Put the mean over processes into each floating-point tensor, with one exchange."""
+        if self.world == 1:
+            return
+        # in double precision, where the mean of equal numbers is that very number
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if not floats:
+            return
+        flat = torch.cat([tensor.detach().double().flatten() for tensor in floats])
+        mean = self.total(flat) / self.world
+        means = torch.split_with_sizes(mean, [tensor.numel() for tensor in floats])
+        for tensor, mean in zip(floats, means, strict=True):
+            tensor.detach().copy_(mean.view_as(tensor))
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Within it the leading process comes before the others, as for files that it downloads."""
+        if not self.leads:
+            self.told(0)
+        try:
+            yield
+        finally:  # what fails for it shall fail, with the same words, for the others
+            if self.leads:
+                self.told(0)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """Join the processes that torchrun started, each on a card of its own if `device` is CUDA.
+
+    The group ends with the context, also by an error, which the others then meet as a lost
+    connection. A group that stands already is used as it is and left standing.
+    Raises ValueError where the processes cannot each have a card.
+    """
+    if not _launched_together() or dist.is_initialized():
+        yield Processes(device)
+        return
+    device = _own(device)
+    # a group's store must be fresh: a second run in the same processes would meet the first's
+    # addresses
+    store = dist.PrefixStore(f"gratis-{next(_starts)}", _store())  # type: ignore[attr-defined]
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=PATIENCE,
+    )
+    try:
+        yield Processes(device)
+    finally:
+        dist.destroy_process_group()
+
+
+_starts = count()
+
+
+def _launched_together() -> bool:
+    """Whether torchrun, or somebody who sets its variables, started more than this process."""
+    started = dist.is_available() and {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    return started and int(os.environ["WORLD_SIZE"]) > 1
+
+
+@cache
+def _store() -> Any:
+    """Where the processes find each other; once a process, since its port can be had but once."""
+    return next(iter(rendezvous("env://", timeout=PATIENCE)))[0]
+
+
+def _own(device: torch.device) -> torch.device:
+    if device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise ValueError(
+            f"engine.device: {device} is one card, and each of several processes needs its own; "
+            "say cuda, and choose cards with CUDA_VISIBLE_DEVICES"
+        )
+    local, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= cards:
+        raise ValueError(
+            f"process {local} of this machine finds only {cards} CUDA devices; start as many "
+            "processes as there are cards, or say engine.device=cpu"
+        )
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
 class _Computed(nn.Module):
     """What DDP wraps: a forward that may be any loss on the network, not its logits alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        # with find_unused_parameters DDP warns, on every process, where there is none
+        self.unused = nn.Parameter(torch.zeros_like(next(model.parameters()).flatten()[:1]))
 
     def forward(self, compute: Compute) -> Any:
         return compute(self.model)
 
 
 class Replica:
-    """One process's copy of `model` among `world` equal ones, or the only one.
+    """One process's copy of `model` among `processes.world` equal ones, or the only one.
 
     With a process group, gradients are averaged in the backward of every pass run as
-    `synced(True)`, together with what passes run as `synced(False)` have left before it.
+    `synced(True)`, together with what passes run as `synced(False)` have left before it. All
+    start with the leading process's weights and statistics.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, processes: Processes) -> None:
         self.model = model
-        together = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if together else 0
-        self.world = dist.get_world_size() if together else 1
-        self._parallel = (
-            DistributedDataParallel(
-                _Computed(model),
-                # a pass through one branch of norms, or the first layer alone, leaves others out
-                find_unused_parameters=True,
-                # statistics are each process's own; `average_statistics` joins them where they
-                # are looked at
-                broadcast_buffers=False,
-            )
-            if self.world > 1
-            else None
+        self._parallel: DistributedDataParallel | None = None
+        if processes.world == 1:
+            return
+        self._parallel = DistributedDataParallel(
+            _Computed(model),
+            # a pass through one branch of norms, or the first layer alone, leaves others out. DDP
+            # marks those ready at once with the gradient that earlier passes left in them, so the
+            # one reduction is of the whole update; beside it goes a bit for each parameter:
+            # whether any process used it
+            find_unused_parameters=True,
         )
+        # statistics are each process's own; Learner.settle joins them where they are looked at.
+        # Set afterwards since the argument also leaves them unequal at the start
+        self._parallel.broadcast_buffers = False
 
     def run(self, compute: Compute) -> Any:
         """compute(model), in a way that lets the backward of its result be synchronised."""
@@ -66,12 +231,3 @@ class Replica:
         waiting = self._parallel is not None and not now
         with self._parallel.no_sync() if waiting else nullcontext():  # type: ignore[union-attr]
             yield
-
-    def gather(self, part: Tensor) -> Tensor:
-        """Every process's part [n, ...] as one tensor [world n, ...], in order of rank."""
-        if self.world == 1:
-            return part
-        part = part.contiguous()
-        parts = [torch.empty_like(part) for _ in range(self.world)]
-        dist.all_gather(parts, part)
-        return torch.cat(parts)

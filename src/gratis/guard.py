@@ -180,11 +180,12 @@ class EarlyStop:
         return None
 
     def _accuracy(self, batch: Batch, learner: Learner, meter: Meter) -> float:
-        prober = Prober(learner.model, cross_entropy)
+        prober, processes = Prober(learner.model, cross_entropy), learner.processes
         generator = torch.Generator(batch.x.device).manual_seed(learner.updates)
+        batch = learner.placed(Batch(batch.x, batch.y, generator))
 
         def grad(x: Tensor) -> Tensor:
-            meter.probes += len(x)
+            meter.probes += len(x) * processes.world
             return prober(x, batch.y)
 
         delta = pgd(
@@ -193,12 +194,13 @@ class EarlyStop:
             self.ball,
             steps=self.STEPS,
             step_size=self.ball.eps / 4,
-            start=self.ball.sample(batch.x, generator),
+            start=self.ball.into_box(batch.x, batch.draw(batch.x, self.ball.sample_unclipped)),
         )
-        meter.forwards += len(batch.x)
+        meter.forwards += len(batch.x) * processes.world
         with torch.no_grad(), prober.as_probed():
             logits = learner.model(self.ball.place(batch.x, delta))
-        return learner.task.correct(logits, batch.y).double().mean().item()
+        right = learner.task.correct(logits, batch.y).double().mean()
+        return processes.total(right).item() / processes.world
 
     def state(self) -> dict[str, Any]:
         return {"previous": self.previous, "kept": self.kept}

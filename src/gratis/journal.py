@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from gratis.distributed import Processes
 from gratis.learner import Metrics
 from gratis.run import LogWriter
 
@@ -17,14 +18,14 @@ class DivergedError(ArithmeticError):
 
 
 class Journal:
-    """Gathers updates on the device and writes them in bunches.
+    """Gathers updates on the device and writes them in bunches, those of all processes as one.
 
     totals: loss sum, right answers and images of the epoch so far; stretch: right answers and
     images since the last check. Both are part of a checkpoint.
     """
 
-    def __init__(self, writer: LogWriter) -> None:
-        self.writer = writer
+    def __init__(self, writer: LogWriter, processes: Processes) -> None:
+        self.writer, self.processes = writer, processes
         self.totals = [0.0, 0.0, 0.0]
         self.stretch = [0.0, 0.0]
         self._pending: list[dict[str, Any]] = []
@@ -32,21 +33,30 @@ class Journal:
         self._correct: list[torch.Tensor] = []
 
     def add(self, records: list[dict[str, Any]], metrics: Metrics) -> None:
-        """One record an update: update, epoch, learning_rate, spent_passes, images."""
+        """One record an update: update, epoch, learning_rate, spent_passes, images (ours)."""
         self._pending += records
         self._losses += metrics.losses
         self._correct += metrics.correct
+
+    @property
+    def empty(self) -> bool:
+        return not self._pending
 
     @property
     def full(self) -> bool:
         return len(self._pending) >= FLUSH_UPDATES
 
     def flush(self, seconds: float) -> float | None:
-        """Write what is pending; returns the last loss. DivergedError for one not finite."""
-        if not self._pending:
+        """Write what is pending; returns the last loss. DivergedError for one not finite.
+
+        A loss is the mean over processes, so that one which is not finite stops all of them.
+        """
+        if self.empty:
             return None
-        losses = torch.stack(self._losses).double().tolist()
-        correct = torch.stack(self._correct).tolist()
+        world = self.processes.world
+        ours = [torch.stack(self._losses).double(), torch.stack(self._correct).double()]
+        of_all = self.processes.total(torch.stack(ours))
+        losses, correct = (of_all[0] / world).tolist(), of_all[1].long().tolist()
         for record, loss, right in zip(self._pending, losses, correct, strict=True):
             if not math.isfinite(loss):
                 raise DivergedError(
@@ -54,7 +64,7 @@ class Journal:
                     f"{record['learning_rate']:.3g}); lower optimizer.learning_rate, or try "
                     "engine.precision=fp32; the checkpoints before it are whole"
                 )
-            images = record.pop("images")
+            images = world * record.pop("images")
             self.totals[0] += loss * images
             self.totals[1] += right
             self.totals[2] += images

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gratis.budget import Meter
-from gratis.distributed import Replica
+from gratis.distributed import Processes, Replica
 from gratis.nn.auxbn import equalise_speed, through
 from gratis.passes import Batch, Method, Pass, Prober, seeded
 from gratis.tasks import Classification
@@ -70,7 +70,8 @@ class Learner:
         self.probe = Prober(
             model, self.task.losses, norm=probe_norm, precision=self.dtype, meter=self.spent
         )
-        self.replica = Replica(self.model)
+        self.processes = Processes(self.device)
+        self.replica = Replica(self.model, self.processes)
         self.seed = seed
         self.averaged = (
             AveragedModel(
@@ -151,7 +152,7 @@ class Learner:
                 "would multiply; use precision bf16 or fp32"
             )
         metrics = Metrics()
-        batch = self._placed(batch)
+        batch = self.placed(batch)
         self.model.train()
         method.bind(self.model, batch.x)
         losses: list[Tensor] = []
@@ -175,19 +176,32 @@ class Learner:
                 break
         return metrics
 
-    def _placed(self, batch: Batch) -> Batch:
+    def placed(self, batch: Batch) -> Batch:
         """The batch as the network likes it, with its place among the processes' parts."""
         generator = batch.generator
         if generator is None and self.seed is not None:
             generator = seeded(self.seed, self.updates, batch.x.device)
+        if generator is None and self.processes.world > 1:
+            raise ValueError(
+                "several processes draw the whole batch's random numbers alike, each for itself; "
+                "give Learner the same seed in all of them"
+            )
         return Batch(
             batch.x.contiguous(memory_format=self.memory_format),
             batch.y,
             generator,
-            self.replica.rank,
-            self.replica.world,
-            self.replica.gather,
+            self.processes.rank,
+            self.processes.world,
+            self.processes.gather,
         )
+
+    def settle(self) -> None:
+        """Let all processes hold the same network: running statistics become their mean.
+
+        Weights are the same anyway. Before anything looks at the network; alone it does nothing.
+        """
+        averaged = [] if self.averaged is None else self.averaged.buffers()
+        self.processes.average([*self.model.buffers(), *averaged])
 
     def state(self) -> dict[str, Any]:
         """Everything that `load_state` needs to go on bitwise (tensors and plain values)."""

@@ -173,7 +173,10 @@ class Method(ABC):
         return sum(self.update_thirds(1)) / 3
 
     def state(self) -> dict[str, Tensor]:
-        """What must be saved for the next batch to go on as if nothing had happened."""
+        """What must be saved for the next batch to go on as if nothing had happened.
+
+        One entry for each place in the batch: a checkpoint joins those of several processes.
+        """
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:

@@ -221,6 +221,22 @@ class Run:
         raise ValueError(f"no usable checkpoint in {self.path}: " + "; ".join(warnings))
 
 
+class WatchedRun(Run):
+    """A run directory as seen by a process that trains along with the one that writes it.
+
+    It reads what is there and leaves everything as it is.
+    """
+
+    def log_writer(self) -> "LogWriter":
+        return LogWriter(Path(os.devnull))
+
+    def save_checkpoint(self, name: str, state: Record) -> None:
+        """Left to the process that writes."""
+
+    def set_aside_damaged(self) -> None:
+        """Left to the process that writes."""
+
+
 class LogWriter:
     """Appends records to log.jsonl, one whole line a write."""
 

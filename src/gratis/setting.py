@@ -82,14 +82,19 @@ def network(recipe: Recipe, images: Images) -> nn.Module:
 def planned(recipe: Recipe, loader: Loader, method: Method) -> Plan:
     """The updates that the recipe's budget pays for; ValueError if there is none."""
     budget, images = recipe.budget, len(loader.images)
+
+    def update_thirds(size: int) -> list[int]:
+        # what each process rounds for its part of a batch, it rounds alike
+        return [loader.world * cost for cost in method.update_thirds(size // loader.world)]
+
     found = plan(
         loader.batch_sizes,
-        method.update_thirds,
+        update_thirds,
         budget_thirds=thirds_of(budget.passes, images) if budget.passes else None,
         data_passes=budget.data_passes,
     )
     if found.updates == 0:
-        first = method.update_thirds(loader.batch_sizes[0])[0]
+        first = update_thirds(loader.batch_sizes[0])[0]
         raise ValueError(
             f"the budget pays for no update: one costs {passes_of(first, images):.3g} passes "
             f"per training image, the budget is {budget.passes or budget.data_passes:.3g}"

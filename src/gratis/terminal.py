@@ -90,15 +90,19 @@ def bar(label: str) -> "Iterator[Progress]":
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        shown: dict[str, Any] = {}
+    bars = Progress(*columns, console=console, disable=not console.is_terminal)
+    shown: dict[str, Any] = {}
 
-        def progress(stage: str, done: int, total: int, note: str) -> None:
-            if stage not in shown or total != bars.tasks[shown[stage]].total:
-                shown[stage] = bars.add_task(stage, total=total, note=note)
-                if not console.is_terminal:
-                    what = "updates" if stage == "train" else "images"
-                    console.print(f"{label}: {stage} {total} {what} {note}", highlight=False)
-            bars.update(shown[stage], completed=done, note=note)
+    def progress(stage: str, done: int, total: int, note: str) -> None:
+        bars.start()  # no earlier: processes with nothing to show share the terminal
+        if stage not in shown or total != bars.tasks[shown[stage]].total:
+            shown[stage] = bars.add_task(stage, total=total, note=note)
+            if not console.is_terminal:
+                what = "updates" if stage == "train" else "images"
+                console.print(f"{label}: {stage} {total} {what} {note}", highlight=False)
+        bars.update(shown[stage], completed=done, note=note)
 
+    try:
         yield progress
+    finally:
+        bars.stop()

@@ -1,29 +1,17 @@
-"""The one training loop: epochs, schedule, checks, checkpoints, evaluation."""
+"""Training as a recipe says, from its data to its results; on several processes too."""
 
-import time
-from itertools import accumulate
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gratis.assess import Progress, evaluate_run, nowhere, question
-from gratis.budget import Meter, passes_of
-from gratis.data import Loader, check_match
-from gratis.guard import watchers
+from gratis.data import check_match
+from gratis.distributed import joined
 from gratis.journal import Journal
-from gratis.passes import Batch
 from gratis.recipe import Recipe, from_plain
-from gratis.run import Run
-from gratis.setting import (
-    TrainingData,
-    learner,
-    load_split,
-    network,
-    pick_device,
-    planned,
-    training_data,
-)
+from gratis.run import Run, WatchedRun
+from gratis.setting import load_split, pick_device, training_data
+from gratis.training import Training
 
 
 def run(
@@ -37,239 +25,29 @@ def run(
 
     recipe: from `gratis.recipe.load`, or a dict of YAML types.  out: runs/NAME unless given.
     resume: go on with the run that `out` holds, bitwise as if it had never stopped (CPU).
+    Where torchrun has started several processes, each calls this alike and they train as one;
+    the first alone writes, evaluates and shows progress, the others return when training ends.
     Raises ValueError for unusable input, DivergedError for a loss that is not finite.
     """
     if not isinstance(recipe, Recipe):
         recipe = from_plain(recipe)
     out = Path("runs") / recipe.name if out is None else out
-    data, asked = training_data(recipe), question(recipe)
-    # now rather than after hours of training: is there anything to be judged on?
-    test = load_split(recipe.data, "test")
-    check_match(data.training, test)
-    with Run.writing(out, recipe.plain(), resume=resume) as directory:
-        training = Training(recipe, data, directory, progress)
-        try:
-            training.go()
-        finally:
-            training.journal.close()
-        if not asked.answered_by(directory.results):
+    asked = question(recipe)
+    with ExitStack() as held:
+        with joined(pick_device(recipe.engine.device)) as processes:
+            processes.check_divides(recipe.data.batch_size)
+            with processes.leader_first():
+                data = training_data(recipe)
+                # now rather than after hours of training: is there anything to be judged on?
+                test = load_split(recipe.data, "test")
+            check_match(data.training, test)
+            directory: Run = WatchedRun(Path(out))
+            if processes.leads:
+                writing = Run.writing(out, recipe.plain(), resume=resume)
+                directory = held.enter_context(writing)
+            with closing(Journal(directory.log_writer(), processes)) as journal:
+                Training(recipe, data, directory, journal, progress).go()
+        # what follows may take longer than the others would wait
+        if processes.leads and not asked.answered_by(directory.results):
             evaluate_run(directory, asked, progress, test)
     return directory
-
-
-class Training:
-    """One run in the making: all that changes, so that it can be saved and taken up again."""
-
-    def __init__(
-        self, recipe: Recipe, data: TrainingData, directory: Run, progress: Progress
-    ) -> None:
-        self.recipe, self.directory, self.progress = recipe, directory, progress
-        device = pick_device(recipe.engine.device)
-        self.images = len(data.training)
-        self.method = recipe.build_method()
-        self.loader = Loader(
-            data.training,
-            recipe.data.batch_size,
-            seed=recipe.seed,
-            augment=recipe.data.augment,
-            drop_last=recipe.data.drop_last,
-            device=device,
-        )
-        model = network(recipe, data.training).to(device)
-        self.method.bind(model, self.loader.images.pixels(slice(1)))
-        self.plan = planned(recipe, self.loader, self.method)
-        self.learner = learner(recipe, model, self.plan)
-        self.checker, self.recovery, self.early_stop = watchers(recipe, data.held_out.to(device))
-        self.checked = Meter()
-        self.best = (-1.0, -1.0)
-        self.epoch = self.batch = 0
-        self.seconds = 0.0
-        self.stopped = self.done = False
-        self.journal = Journal(directory.log_writer())
-        self._take_up(data.skipped)
-
-    # --- the loop
-
-    def go(self) -> None:
-        """Train until the planned updates are done; returns at once if they are."""
-        if self.done:
-            return
-        self.progress("train", self.learner.updates, self.plan.updates, "")
-        self._clock = saved = time.perf_counter()
-        check_every = max(1, round(self.recipe.check.every * len(self.loader)))
-        while self._going:
-            for x, y in self.loader.epoch(self.epoch, self.batch):
-                self._learn(Batch(x, y))
-                place = self.epoch * len(self.loader) + self.batch
-                if self.batch == len(self.loader):
-                    self._end_epoch()
-                if not self._going:
-                    break
-                if place % check_every == 0:
-                    self._check()
-                if time.perf_counter() - saved > self.recipe.engine.checkpoint_seconds:
-                    self._save()
-                    saved = time.perf_counter()
-        self._check()
-        self.done = True
-        self._save()
-
-    @property
-    def _going(self) -> bool:
-        return self.learner.updates < self.plan.updates and not self.stopped
-
-    def _learn(self, batch: Batch) -> None:
-        learner = self.learner
-        before = learner.updates
-        spent = learner.spent.thirds
-        metrics = learner.fit(self.method, batch, at_most=self.plan.updates - before)
-        self.batch += 1
-        costs = list(accumulate(self.method.update_thirds(len(batch.x))))
-        self.journal.add(
-            [
-                {
-                    "update": before + place,
-                    "epoch": self.data_passes,
-                    "learning_rate": learner.rate(before + place - 1),
-                    "spent_passes": passes_of(spent + costs[place - 1], self.images),
-                    "images": images,
-                }
-                for place, images in enumerate(metrics.images, 1)
-            ],
-            metrics,
-        )
-        if self.journal.full:
-            self._flush()
-
-    def _end_epoch(self) -> None:
-        self._flush()
-        self.journal.end_epoch(**self._position)
-        if self.early_stop is not None:
-            first = next(self.loader.epoch(self.epoch))
-            event = self.early_stop.look(Batch(*first), self.learner, self.checked)
-            if event is not None:
-                self.stopped = True
-                self.journal.event("guard", **self._position, **event)
-        self.epoch, self.batch = self.epoch + 1, 0
-
-    def _check(self) -> None:
-        """Look at held-out images; keep the best weights; undo a collapse."""
-        self._flush()
-        if self.checker is not None:
-            trained = self.journal.end_stretch()
-            outcome = self.checker(self.learner.evaluated, self.checked)
-            self.journal.event(
-                "check",
-                **self._position,
-                attack=self.checker.attack,
-                norm=self.checker.ball.norm,
-                eps=self.checker.ball.eps,
-                images=len(self.checker.y),
-                trained_accuracy=trained,
-                clean_accuracy=outcome.clean,
-                robust_accuracy=outcome.robust,
-            )
-            if (outcome.robust, outcome.clean) > self.best:
-                self.best = (outcome.robust, outcome.clean)
-                self.directory.save_checkpoint("best", self._state())
-            if self.recovery is not None:
-                if self.learner.averaged is not None:
-                    # averaged weights lag behind the ones that would collapse
-                    outcome = self.checker(self.learner.model, self.checked)
-                left = self.plan.updates - self.learner.updates
-                found = self.recovery.look(
-                    outcome.robust, trained, self.learner, self.method, left=left
-                )
-                if found is not None:
-                    self.method, event = found
-                    self.journal.event("guard", **self._position, **event)
-        self._clock = time.perf_counter()
-
-    # --- where things stand
-
-    @property
-    def data_passes(self) -> float:
-        return self.epoch + self.batch / len(self.loader)
-
-    @property
-    def _position(self) -> dict[str, float]:
-        return {
-            "update": self.learner.updates,
-            "epoch": self.data_passes,
-            "spent_passes": passes_of(self.learner.spent.thirds, self.images),
-            "seconds": self.seconds,
-        }
-
-    def _flush(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self._clock
-        self._clock = now
-        loss = self.journal.flush(self.seconds)
-        if loss is not None:
-            self.progress("train", self.learner.updates, self.plan.updates, f"loss {loss:.3f}")
-
-    def _save(self) -> None:
-        self._flush()
-        self.directory.save_checkpoint("last", self._state())
-        self._clock = time.perf_counter()
-
-    def _state(self) -> dict[str, Any]:
-        state = self.learner.state() | {
-            "method": self.method.state(),
-            "recovery": self.recovery.state() if self.recovery else None,
-            "early_stop": self.early_stop.state() if self.early_stop else None,
-            "random": torch.get_rng_state(),
-            "checked": vars(self.checked).copy(),
-            "best": self.best,
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "totals": list(self.journal.totals),
-            "stretch": list(self.journal.stretch),
-            "seconds": self.seconds,
-            "stopped": self.stopped,
-            "done": self.done,
-            "budget": {
-                "predicted_passes": passes_of(self.plan.thirds, self.images),
-                "metered_passes": passes_of(self.learner.spent.thirds, self.images),
-                "papers_passes": self.learner.spent.papers / self.images,
-                "guard_passes": passes_of(self.checked.thirds, self.images),
-                "updates": self.learner.updates,
-                "data_passes": self.data_passes,
-                "seconds": self.seconds,
-            },
-        }
-        if self.learner.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self.learner.device)
-        return state
-
-    def _take_up(self, skipped: tuple[str, ...]) -> None:
-        """Go on from the last checkpoint, if there is one."""
-        if not self.directory.has_checkpoint:
-            if self.directory.log():
-                self.journal.event("resumed", update=0)
-            if self.recovery is not None:
-                self.recovery.begin(self.learner)
-            for name in skipped:
-                self.journal.event("warning", message=f"not readable as an image, skipped: {name}")
-            return
-        state, warnings = self.directory.load_checkpoint()
-        self.directory.set_aside_damaged()
-        for message in warnings:
-            self.journal.event("warning", message=message, update=state["updates"])
-        self.learner.load_state(state)
-        if self.recovery is not None:
-            self.recovery.load_state(state["recovery"])
-            self.method = self.recovery.again(self.method)
-        if self.early_stop is not None:
-            self.early_stop.load_state(state["early_stop"])
-        device = self.learner.device
-        self.method.load_state({k: v.to(device) for k, v in state["method"].items()})
-        torch.set_rng_state(state["random"])
-        if "random_cuda" in state and device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], device)
-        self.checked = Meter(**state["checked"])
-        self.best = tuple(state["best"])
-        self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
-        self.journal.totals, self.journal.stretch = state["totals"], state["stretch"]
-        self.stopped, self.done = state["stopped"], state["done"]
-        self.journal.event("resumed", update=self.learner.updates)

@@ -1,6 +1,6 @@
 """Batches of a set that lies on the device, each epoch a pure function of seed and number."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ class Loader:
 
     batch_size: images a batch; the last one is shorter, or left out with `drop_last`.
     augment: names as in `parse_augment`, such as `["crop-4", "flip"]`.
+    take, world: one of `world` loaders that share each batch: take(a batch's images) -> which of
+    its rows [B / world] are ours. A short last batch is cut to a multiple of `world`. Order,
+    crops and flips are those of the whole.
 
     Raises ValueError for a batch larger than the data, or no data.
     """
@@ -33,6 +36,8 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = False,
         device: str | torch.device = "cpu",
+        take: Callable[[int], Tensor] = torch.arange,
+        world: int = 1,
     ) -> None:
         if not len(images):
             raise ValueError(f"{images.name} ({images.split}) has no images to make batches of")
@@ -54,6 +59,7 @@ class Loader:
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self.take, self.world = take, world
         self._next_epoch = 0
 
     def __len__(self) -> int:
@@ -61,8 +67,9 @@ class Loader:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """How many images each batch of an epoch holds."""
+        """How many images each batch of an epoch holds, those of all `world` loaders."""
         full, rest = divmod(len(self.images), self.batch_size)
+        rest -= rest % self.world
         return [self.batch_size] * full + [rest] * bool(rest and not self.drop_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -82,8 +89,14 @@ class Loader:
         generator = torch.Generator().manual_seed(int(mixed[0]))
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
         corners, flips = self.augmentation.draw(count, generator)
-        order, corners, flips = order.to(device), corners.to(device), flips.to(device)
-        for batch in range(start_batch, len(self)):
-            rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            x = self.augmentation.apply(self.images.x[order[rows]], corners[rows], flips[rows])
-            yield as_pixels(x), self.images.y[order[rows]]
+        starts = range(0, count, self.batch_size)
+        sizes = list(zip(starts, self.batch_sizes, strict=False))[start_batch:]
+        taken = [start + self.take(size) for start, size in sizes]
+        ours, lengths = torch.cat([torch.arange(0), *taken]), [len(rows) for rows in taken]
+        drawn = [
+            torch.split_with_sizes(of_all[ours].to(device), lengths)
+            for of_all in (order, corners, flips)
+        ]
+        for rows, crops, mirrored in zip(*drawn, strict=True):
+            x = self.augmentation.apply(self.images.x[rows], crops, mirrored)
+            yield as_pixels(x), self.images.y[rows]

@@ -1,0 +1,283 @@
+"""One run in the making: the loop over batches, with checks, log and checkpoints."""
+
+import time
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+
+from gratis.assess import Progress, nowhere
+from gratis.budget import Meter, passes_of
+from gratis.data import Loader
+from gratis.guard import Outcome, watchers
+from gratis.journal import Journal
+from gratis.passes import Batch
+from gratis.recipe import Recipe
+from gratis.run import Run
+from gratis.setting import TrainingData, learner, network, planned
+
+
+class Training:
+    """One run in the making: all that changes, so that it can be saved and taken up again."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        directory: Run,
+        journal: Journal,
+        progress: Progress,
+    ) -> None:
+        self.recipe, self.directory, self.journal = recipe, directory, journal
+        processes = self.processes = journal.processes
+        self.progress = progress if processes.leads else nowhere
+        device = processes.device
+        self.images = len(data.training)
+        self.method = recipe.build_method()
+        self.loader = Loader(
+            data.training,
+            recipe.data.batch_size,
+            seed=recipe.seed,
+            augment=recipe.data.augment,
+            drop_last=recipe.data.drop_last,
+            device=device,
+            take=lambda size: processes.rows(self.method.parts(size // processes.world)),
+            world=processes.world,
+        )
+        model = network(recipe, data.training).to(device)
+        self.method.bind(model, self.loader.images.pixels(slice(1)))
+        self.plan = planned(recipe, self.loader, self.method)
+        self.learner = learner(recipe, model, self.plan)
+        self.checker, self.recovery, self.early_stop = watchers(recipe, data.held_out.to(device))
+        self.checked = Meter()
+        self.best = (-1.0, -1.0)
+        self.epoch = self.batch = 0
+        self.seconds = 0.0
+        self.stopped = self.done = False
+        self._take_up(data.skipped)
+        self._check_together()
+
+    # --- the loop
+
+    def go(self) -> None:
+        """Train until the planned updates are done; returns at once if they are."""
+        if self.done:
+            return
+        self.progress("train", self.learner.updates, self.plan.updates, "")
+        self._clock = self._saved = time.perf_counter()
+        check_every = max(1, round(self.recipe.check.every * len(self.loader)))
+        while self._going:
+            for x, y in self.loader.epoch(self.epoch, self.batch):
+                self._learn(Batch(x, y))
+                place = self.epoch * len(self.loader) + self.batch
+                if self.batch == len(self.loader):
+                    self._end_epoch()
+                if not self._going:
+                    break
+                if place % check_every == 0:
+                    self._check()
+                if self._time_to_save():
+                    self._save()
+        self._check()
+        self.done = True
+        self._save()
+
+    @property
+    def _going(self) -> bool:
+        return self.learner.updates < self.plan.updates and not self.stopped
+
+    def _learn(self, batch: Batch) -> None:
+        learner = self.learner
+        before = learner.updates
+        spent = learner.spent.thirds
+        metrics = learner.fit(self.method, batch, at_most=self.plan.updates - before)
+        self.batch += 1
+        costs = list(accumulate(self.method.update_thirds(len(batch.x))))
+        self.journal.add(
+            [
+                {
+                    "update": before + place,
+                    "epoch": self.data_passes,
+                    "learning_rate": learner.rate(before + place - 1),
+                    "spent_passes": self._passes(spent + costs[place - 1]),
+                    "images": images,
+                }
+                for place, images in enumerate(metrics.images, 1)
+            ],
+            metrics,
+        )
+        if self.journal.full:
+            self._flush()
+
+    def _end_epoch(self) -> None:
+        self._flush()
+        self.journal.end_epoch(**self._position)
+        if self.early_stop is not None:
+            first = next(self.loader.epoch(self.epoch))
+            event = self.early_stop.look(Batch(*first), self.learner, self.checked)
+            if event is not None:
+                self.stopped = True
+                self.journal.event("guard", **self._position, **event)
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def _check(self) -> None:
+        """Look at held-out images; keep the best weights; undo a collapse."""
+        self._flush()
+        if self.checker is not None:
+            trained = self.journal.end_stretch()
+            outcome = self._outcome(self.learner.evaluated)
+            self.journal.event(
+                "check",
+                **self._position,
+                attack=self.checker.attack,
+                norm=self.checker.ball.norm,
+                eps=self.checker.ball.eps,
+                images=len(self.checker.y),
+                trained_accuracy=trained,
+                clean_accuracy=outcome.clean,
+                robust_accuracy=outcome.robust,
+            )
+            if (outcome.robust, outcome.clean) > self.best:
+                self.best = (outcome.robust, outcome.clean)
+                self.directory.save_checkpoint("best", self._state())
+            if self.recovery is not None:
+                if self.learner.averaged is not None:
+                    # averaged weights lag behind the ones that would collapse
+                    outcome = self._outcome(self.learner.model)
+                left = self.plan.updates - self.learner.updates
+                found = self.recovery.look(
+                    outcome.robust, trained, self.learner, self.method, left=left
+                )
+                if found is not None:
+                    self.method, event = found
+                    self.journal.event("guard", **self._position, **event)
+        self._clock = time.perf_counter()
+
+    def _outcome(self, model: nn.Module) -> Outcome:
+        """One process judges for all, so that all decide alike."""
+        assert self.checker is not None
+        if not self.processes.leads:
+            return Outcome(*self.processes.told(0, 0))
+        found = self.checker(model, self.checked)
+        return Outcome(*self.processes.told(found.clean, found.robust))
+
+    # --- where things stand
+
+    @property
+    def data_passes(self) -> float:
+        return self.epoch + self.batch / len(self.loader)
+
+    @property
+    def _position(self) -> dict[str, float]:
+        return {
+            "update": self.learner.updates,
+            "epoch": self.data_passes,
+            "spent_passes": self._passes(self.learner.spent.thirds),
+            "seconds": self.seconds,
+        }
+
+    def _passes(self, thirds: int) -> float:
+        """What all processes have spent where each has spent `thirds`, per training image."""
+        return passes_of(self.processes.world * thirds, self.images)
+
+    def _flush(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._clock
+        self._clock = now
+        if self.journal.empty:
+            return
+        # here alone, at places that depend on the recipe and not on the clock: a mean rounds
+        self.learner.settle()
+        loss = self.journal.flush(self.seconds)
+        self.progress("train", self.learner.updates, self.plan.updates, f"loss {loss:.3f}")
+
+    def _time_to_save(self) -> bool:
+        """Whether the last checkpoint is long ago, by one clock; asked where all meet anyway."""
+        if self.processes.world > 1 and not self.journal.empty:
+            return False
+        seconds = time.perf_counter() - self._saved
+        return self.processes.told(seconds)[0] > self.recipe.engine.checkpoint_seconds
+
+    def _save(self) -> None:
+        self._flush()
+        self.directory.save_checkpoint("last", self._state())
+        self._clock = self._saved = time.perf_counter()
+
+    def _state(self) -> dict[str, Any]:
+        state = self.learner.state() | {
+            "world": self.processes.world,
+            "method": {k: self.processes.gather(v) for k, v in self.method.state().items()},
+            "recovery": self.recovery.state() if self.recovery else None,
+            "early_stop": self.early_stop.state() if self.early_stop else None,
+            "random": torch.get_rng_state(),
+            "checked": vars(self.checked).copy(),
+            "best": self.best,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "totals": list(self.journal.totals),
+            "stretch": list(self.journal.stretch),
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "done": self.done,
+            "budget": {
+                "predicted_passes": passes_of(self.plan.thirds, self.images),
+                "metered_passes": self._passes(self.learner.spent.thirds),
+                "papers_passes": self.processes.world * self.learner.spent.papers / self.images,
+                "guard_passes": passes_of(self.checked.thirds, self.images),
+                "updates": self.learner.updates,
+                "data_passes": self.data_passes,
+                "seconds": self.seconds,
+            },
+        }
+        if self.learner.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.learner.device)
+        return state
+
+    def _take_up(self, skipped: tuple[str, ...]) -> None:
+        """Go on from the last checkpoint, if there is one."""
+        if not self.directory.has_checkpoint:
+            if self.directory.log():
+                self.journal.event("resumed", update=0)
+            if self.recovery is not None:
+                self.recovery.begin(self.learner)
+            for name in skipped:
+                self.journal.event("warning", message=f"not readable as an image, skipped: {name}")
+            return
+        state, warnings = self.directory.load_checkpoint()
+        processes, device = self.processes, self.learner.device
+        self.directory.set_aside_damaged()
+        for message in warnings:
+            self.journal.event("warning", message=message, update=state["updates"])
+        if (world := state.get("world", 1)) != processes.world:
+            raise ValueError(
+                f"{self.directory.path} holds a run of {world} processes, and these are "
+                f"{processes.world}: go on with {world}"
+            )
+        self.learner.load_state(state)
+        if self.recovery is not None:
+            self.recovery.load_state(state["recovery"])
+            self.method = self.recovery.again(self.method)
+        if self.early_stop is not None:
+            self.early_stop.load_state(state["early_stop"])
+        ours = {k: processes.part(v).to(device) for k, v in state["method"].items()}
+        self.method.load_state(ours)
+        torch.set_rng_state(state["random"])
+        if "random_cuda" in state and device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], device)
+        self.checked = Meter(**state["checked"])
+        self.best = tuple(state["best"])
+        self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
+        self.journal.totals, self.journal.stretch = state["totals"], state["stretch"]
+        self.stopped, self.done = state["stopped"], state["done"]
+        self.journal.event("resumed", update=self.learner.updates)
+
+    def _check_together(self) -> None:
+        """ValueError where processes would go on from different checkpoints."""
+        here = torch.tensor([self.learner.updates], device=self.learner.device)
+        found = sorted(set(self.processes.gather(here).tolist()))
+        if len(found) > 1:
+            raise ValueError(
+                f"the processes found {self.directory.path} at updates {found}; it must lie on a "
+                "file system that all of them see"
+            )
