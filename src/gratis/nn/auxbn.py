@@ -64,17 +64,19 @@ def _in_groups(norm: _BatchNorm, x: Tensor, groups: int) -> Tensor:
     names = ("running_mean", "running_var", "num_batches_tracked")
     kept = {name: getattr(norm, name) for name in names}
     outs, seen = [], {name: [] for name in names}  # type: ignore[var-annotated]
-    for part in parts:
-        # copies: the buffers themselves must not change under a graph that still needs them
+    try:
+        for part in parts:
+            # copies: the buffers themselves must not change under a graph that still needs them
+            for name in names:
+                setattr(norm, name, kept[name].clone())
+            outs.append(norm(part))
+            for name in names:
+                seen[name].append(getattr(norm, name))
+    finally:
         for name in names:
-            setattr(norm, name, kept[name].clone())
-        outs.append(norm(part))
-        for name in names:
-            seen[name].append(getattr(norm, name))
+            setattr(norm, name, kept[name])
     for name in names:
-        mean = torch.stack(seen[name]).to(torch.float64).mean(0)
-        kept[name].copy_(mean)
-        setattr(norm, name, kept[name])
+        kept[name].copy_(torch.stack(seen[name]).to(torch.float64).mean(0))
     return torch.cat(outs)
 
 
@@ -114,11 +116,18 @@ def drop_aux(trained: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     left as it is; the result loads into the plain network, whose outputs are then identical.
     """
     state = trained.state_dict() if isinstance(trained, nn.Module) else trained
-    return {
-        ".".join(part for part in key.split(".") if part != MAIN): value
-        for key, value in state.items()
-        if AUX not in key.split(".")
-    }
+    if isinstance(trained, nn.Module) and not branched(trained):
+        return dict(state)
+    plain = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        # the last one: a network may have norms of its own that are called so
+        place = max((i for i, part in enumerate(parts) if part in (MAIN, AUX)), default=None)
+        if place is None:
+            plain[key] = value
+        elif parts[place] == MAIN:
+            plain[".".join(parts[:place] + parts[place + 1 :])] = value
+    return plain
 
 
 @contextmanager
@@ -127,22 +136,20 @@ def through(model: nn.Module, branch: Branch) -> Iterator[None]:
 
     Raises ValueError for "aux" where a network has no auxiliary norms.
     """
-    if branch == "main":  # what norms are set to unless somebody is inside here
-        yield
-        return
     norms = branched(model)
-    if not norms or any(norm.aux_norm is None for norm in norms):
+    if branch == "aux" and (not norms or any(norm.aux_norm is None for norm in norms)):
         raise ValueError(
             "this method sends adversarial images through auxiliary norms, which the network "
             "lacks: gratis.add_aux(model) before making the optimizer"
         )
+    before = [norm.branch for norm in norms]
     for norm in norms:
         norm.branch = branch
     try:
         yield
     finally:
-        for norm in norms:
-            norm.branch = "main"
+        for norm, own in zip(norms, before, strict=True):
+            norm.branch = own
 
 
 def equalise_speed(model: nn.Module, main: float, aux: float) -> None:
