@@ -4,33 +4,27 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from gratis import recipe as recipes
 from gratis import terminal
-from gratis.names import number, parse_attack, parse_method
-from gratis.run import REPORT, Run
+from gratis.arguments import UNUSABLE, parser
+from gratis.names import parse_attack, parse_method
+from gratis.run import REPORT, Run, WatchedRun
 
 if TYPE_CHECKING:
     from gratis.recipe import Plain
 
-UNUSABLE, INTERRUPTED = 2, 130
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers a mistake with one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(UNUSABLE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 for a failed run, 2 for unusable
     input, 130 for Ctrl-C.
     """
-    options = _parser().parse_args(arguments)
+    options = parser(COMMANDS).parse_args(arguments)
     # threads that wait should spin shortly, then sleep: on shared cores long spinning makes the
     # steps of small nets several times slower (benchmarks/thread_waiting.py)
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -41,8 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.call(options))
     except KeyboardInterrupt:
-        resumable = options.call in (train, compare)
-        how = "go on with the same command and --resume" if resumable else "nothing was changed"
+        how = "nothing was changed"
+        if options.call in (train, compare):
+            how = "go on with the same command and --resume"
+        if options.call is reproduce:
+            how = "go on with the same command"
         print(f"gratis: interrupted; {how}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
@@ -61,6 +58,8 @@ def train(options: argparse.Namespace) -> int:
     out = Path(options.out or Path("runs") / str(values["name"]))
     _refuse_taken(out, options.resume)
     run = _train(values, out, options)
+    if isinstance(run, WatchedRun):
+        return 0  # of torchrun's processes the first one shows and reports
     terminal.table([run])
     _report([run], run.path / REPORT)
     return 0
@@ -125,30 +124,94 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def lr_range(options: argparse.Namespace) -> int:
+    """Find the largest learning rate at which a recipe's training does not diverge."""
+    values = recipes.override(recipes.read(options.recipe), options.set)
+    out = Path(options.out or Path("runs") / "lr-range" / str(values["name"]))
+    _refuse_taken(out, False, "give another --out or move it away")
+    recipe = recipes.from_plain(values)
+    from gratis import lr_range as test
+
+    with terminal.bar(recipe.name) as progress:
+        found = test.lr_range(
+            recipe,
+            low=options.low,
+            high=options.high,
+            updates=options.updates,
+            progress=progress,
+        )
+    test.write(found, recipe, out)
+    print(f"largest rate before divergence: {found.answer}")
+    if found.lowest is not None:
+        print(f"lowest smoothed loss: {found.lowest[1]:.4g} at rate {found.lowest[0]:.3g}")
+    print(f"report: {out / test.PAGE}")
+    return 0
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """Make the papers' tables and figures again: paper beside measured."""
+    from gratis.reproduce import papers
+
+    if not options.table:
+        for name in papers.files():
+            table = papers.read(name)
+            print(f"{name:16} {table.title} ({len(table.rows)} rows; {table.paper})")
+        print("\ngratis reproduce TABLE --scale smoke|cpu|paper    or all of them: all")
+        return 0
+    names = list(papers.files()) if options.table == ["all"] else options.table
+    tables = [papers.read(name) for name in names]
+    chosen = [table.choose(tuple(options.rows)) for table in tables]
+    from gratis.reproduce.console import show
+    from gratis.reproduce.rows import reproduce
+
+    all_done = True
+    for table, rows in zip(tables, chosen, strict=True):
+        out = options.out / table.name / options.scale
+        given = tuple(options.set)
+        record, done = reproduce(
+            table, options.scale, out, rows=rows, given=given, bar=terminal.bar
+        )
+        show(record)
+        print(f"written: {out}/table.html, table.md, table.json\n")
+        all_done = all_done and done
+    return 0 if all_done else 1
+
+
 def list_recipes(options: argparse.Namespace) -> int:
     """List the shipped recipes with budget and expected numbers."""
     for name in recipes.shipped():
         values = recipes.read(name)
         about = values.get("about") or {}
         budget = "; ".join(f"{v} {k.replace('_', ' ')}" for k, v in values["budget"].items())
-        print(f"{name:12} {about.get('title', '')}")
-        print(f"{'':12} budget: {budget} per training image; data: {values['data']['name']}")
-        print(f"{'':12} expected: {about.get('expected', 'not measured')}")
+        print(f"{name}: {about.get('title', '')}")
+        print(f"    budget: {budget} per training image; data: {values['data']['name']}")
+        print(f"    expected: {about.get('expected', 'not measured')}")
     print("\ngratis train NAME --set key=value ...    or copy one: see the files' folder,")
     print(next(iter(recipes.shipped().values())).parent)
     return 0
 
 
+COMMANDS = {
+    "train": train,
+    "compare": compare,
+    "evaluate": evaluate,
+    "report": report,
+    "lr-range": lr_range,
+    "reproduce": reproduce,
+    "recipes": list_recipes,
+}
+
+
 # --- what the commands share
 
 
-def _refuse_taken(out: Path, resume: bool) -> None:
-    """An early word on what Run.writing would refuse, before torch is imported."""
+CONTINUE = "give another --out, move it away, or continue it with --resume"
+
+
+def _refuse_taken(out: Path, resume: bool, remedy: str = CONTINUE) -> None:
+    """An early word on what will not be written over, before torch is imported."""
     if not resume and out.exists() and any(out.iterdir()):
-        raise ValueError(
-            f"{out} exists and is not empty; nothing is overwritten: "
-            "give another --out, move it away, or continue it with --resume"
-        )
+        raise ValueError(f"{out} exists and is not empty; nothing is overwritten: {remedy}")
 
 
 def _train(
@@ -191,118 +254,3 @@ def _report(runs: list[Run], out: Path) -> None:
 
     write_report(runs, out)
     print(f"report: {out}")
-
-
-# --- arguments
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="gratis",
-        description="Train image classifiers that withstand adversarial examples, at about the "
-        "price of ordinary training; attack them; show the result.",
-        epilog="start with: gratis train digits --set budget.passes=4",
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name: str, call: Callable[[argparse.Namespace], int], epilog: str) -> Parser:
-        added: Parser = commands.add_parser(
-            name,
-            help=call.__doc__,
-            description=call.__doc__,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        added.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        added.set_defaults(call=call)
-        return added
-
-    one = command(
-        "train",
-        train,
-        "keys that matter most (all of them, filled in, stand in a run's recipe.yaml):\n"
-        "  budget.passes=25            passes per training image; a pass is forward, input\n"
-        "                              gradient and weight gradient, a third each\n"
-        "  method=free-8               natural, fgsm-rs, free-N, pgd-N, against the same ball\n"
-        "  method.ball.eps=8/255       the radius; method.ball.norm=l2 for the other norm\n"
-        "  data.root=DIR               where the files lie (else $GRATIS_DATA)\n"
-        "  optimizer.learning_rate=0.1 guard.mode=off  seed=1\n\n"
-        "examples:\n"
-        "  gratis train digits --set budget.passes=4\n"
-        "  gratis train cifar10 --set data.root=~/data method=free-8 budget.passes=30\n"
-        "  gratis train cifar10 --set data.root=~/data method=free-8 budget.passes=30 --resume",
-    )
-    one.add_argument("recipe", metavar="RECIPE", help="a YAML file or a shipped recipe's name")
-    _training_arguments(one)
-    one.add_argument("--out", type=Path, help="run directory (default: runs/NAME)")
-
-    many = command(
-        "compare",
-        compare,
-        "a number in a method's name is its parameter: replays for free, steps for pgd\n"
-        "example:\n  gratis compare natural fgsm-rs free-8 pgd-7 --data digits --budget 160 "
-        "--out runs/demo",
-    )
-    many.add_argument(
-        "method", metavar="METHOD", nargs="+", help="natural, fgsm-rs, free-8, pgd-7, ..."
-    )
-    many.add_argument(
-        "--data", required=True, metavar="RECIPE", help="the recipe whose data, model and threat"
-    )
-    many.add_argument(
-        "--budget", required=True, metavar="PASSES", help="passes per training image, each method"
-    )
-    _training_arguments(many)
-    many.add_argument("--out", type=Path, required=True, help="directory of the run directories")
-
-    attack = command(
-        "evaluate",
-        evaluate,
-        "the same attack, threat, images and checkpoint replaces; anything else is added\n"
-        "examples:\n  gratis evaluate runs/digits --attack pgd-100-5 --eps 0.1\n"
-        "  gratis evaluate runs/digits/checkpoints/best.pt --limit 1000",
-    )
-    attack.add_argument(
-        "run", metavar="RUN|CHECKPOINT", type=Path, help="a run directory or RUN/checkpoints/X.pt"
-    )
-    attack.add_argument(
-        "--attack",
-        action="append",
-        metavar="ATTACK",
-        help="pgd-STEPS[-RESTARTS][:alpha=8/255], repeatable (default: the recipe's); "
-        "alpha is eps/4 unless given",
-    )
-    attack.add_argument("--eps", type=_eps, help="radius, as 8/255 or 0.1 (default: the recipe's)")
-    attack.add_argument("--limit", type=_count, metavar="N", help="the first N test images")
-
-    page = command("report", report, "example: gratis report runs/demo --out demo.html")
-    page.add_argument("run", metavar="RUN", nargs="+", type=Path, help="run directories")
-    page.add_argument("--out", type=Path, metavar="FILE", help="the page (default: in the RUN)")
-
-    command("recipes", list_recipes, "a recipe is a short YAML file; copy one and change it")
-    return parser
-
-
-def _training_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="key=value",
-        help="change the recipe: method=free-8, method.ball.eps=8/255, data.root=DIR, ...",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-
-
-def _eps(text: str) -> float:
-    try:
-        return number(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of images; give 1 or more")
-    return int(text)

@@ -51,10 +51,13 @@ def curves_svg(
     *,
     y_label: str,
     percent: bool = False,
+    x_label: str = "passes spent per training image",
+    log_x: bool = False,
 ) -> Markup:
-    """An <svg> element with `curves` against passes spent; `description` is its text alternative.
+    """An <svg> element with `curves`; `description` is its text alternative.
 
     `name` must be unique on the page. With `percent`, y runs from 0 to 1 and is shown in percent.
+    With `log_x`, x is shown by powers of ten, and starts at 0 without.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -81,8 +84,13 @@ def curves_svg(
         axes.set_axisbelow(True)
         for curve in curves:
             _draw(axes, curve, scale=100.0 if percent else 1.0)
-        axes.set_xlim(left=0.0)
-        axes.set_xlabel("passes spent per training image")
+        if log_x:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        else:
+            axes.set_xlim(left=0.0)
+        axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if percent:
             axes.set_ylim(-2.0, 102.0)

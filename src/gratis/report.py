@@ -36,7 +36,7 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
         RunView(run, label, series)
         for series, (run, label) in enumerate(zip(runs, _labels(runs), strict=True))
     ]
-    page = _environment().get_template("report.html.j2")
+    page = environment().get_template("report.html.j2")
     html = page.render(
         headline=_headline(views),
         runs=views,
@@ -336,8 +336,9 @@ def parameters(values: Record) -> str:
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """The pages' templates, and the filters that write values as they do."""
+    pages = Environment(
         loader=PackageLoader("gratis", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -345,5 +346,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     for write in (percent, passes, duration, threat, images, parameters):
-        environment.filters[write.__name__] = write
-    return environment
+        pages.filters[write.__name__] = write
+    return pages

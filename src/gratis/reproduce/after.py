@@ -1,0 +1,110 @@
+"""What some figures need of a trained row besides its accuracies; numbers for columns
+extra:KEY, arrays into the row's directory.
+"""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from gratis.assess import trained
+from gratis.data import Images, Loader
+from gratis.evaluate.branches import pass_accuracies
+from gratis.evaluate.landscape import iterated_fgsm, surfaces
+from gratis.recipe import Recipe
+from gratis.reproduce.papers import Extra
+from gratis.run import Run
+from gratis.setting import load_split, pick_device, training_data
+
+PICTURES, SURFACES = "bim.npz", "surfaces.npz"
+
+BIM_EPS, BIM_IMAGES, BIM_SHOWN = 30 / 255, 100, 8
+SURFACE_RADII, SURFACE_IMAGES = (8 / 255, 30 / 255), 16
+LEAK_BATCHES = 8
+
+
+def pictures(run: Run, recipe: Recipe) -> dict[str, float]:
+    """BIM at 30/255: the first images for the page, and the share of 100 still answered rightly."""
+    images, model = _tested(run, recipe, BIM_IMAGES)
+    x, y = images.pixels(slice(None)), images.y
+    adversarial = iterated_fgsm(model, x, y, eps=BIM_EPS)
+    with torch.no_grad():
+        before, after = model(x).argmax(1), model(adversarial).argmax(1)
+    shown = slice(BIM_SHOWN)
+    _keep(
+        run.path / PICTURES,
+        clean=x[shown].cpu().numpy(),
+        adversarial=adversarial[shown].cpu().numpy(),
+        label=y[shown].cpu().numpy(),
+        clean_prediction=before[shown].cpu().numpy(),
+        adversarial_prediction=after[shown].cpu().numpy(),
+        classes=np.array(images.classes),
+    )
+    right = (after == y) & (before == y)
+    return {"bim_right": float(right.double().mean()), "bim_images": float(len(x))}
+
+
+def landscape(run: Run, recipe: Recipe) -> dict[str, float]:
+    """Loss surfaces, and how far the loss rises from the images to 8/255 in each direction."""
+    images, model = _tested(run, recipe, SURFACE_IMAGES)
+    x, y = images.pixels(slice(None)), images.y
+    arrays: dict[str, npt.NDArray[np.float32]] = {}
+    for radius in SURFACE_RADII:
+        for name, surface in surfaces(model, x, y, radius=radius, seed=recipe.seed).items():
+            arrays[f"{name} {radius!r}"] = surface.losses.numpy()
+    _keep(run.path / SURFACES, **arrays)
+    near = arrays[f"adversarial {SURFACE_RADII[0]!r}"]
+    centre = len(near) // 2
+    return {
+        "adversarial_rise": float(near[-1, centre] - near[centre, centre]),
+        "random_rise": float(near[centre, [0, -1]].mean() - near[centre, centre]),
+    }
+
+
+def accuracies(run: Run, recipe: Recipe) -> dict[str, float]:
+    """The share of training inputs answered rightly in each pass, in train mode."""
+    data = training_data(recipe).training
+    model = _network(run, recipe, data)
+    loader = Loader(
+        data,
+        recipe.data.batch_size,
+        seed=recipe.seed,
+        augment=recipe.data.augment,
+        drop_last=True,  # a short batch would not fill the norm groups alike
+        device=pick_device(recipe.engine.device),
+    )
+    found = pass_accuracies(
+        model, recipe.build_method(), islice(loader.epoch(0), LEAK_BATCHES), seed=recipe.seed
+    )
+    return dict(zip(("pass_clean", "pass_noisy", "pass_adversarial"), found, strict=True))
+
+
+EXTRAS: dict[Extra, Callable[[Run, Recipe], dict[str, float]]] = {
+    "none": lambda run, recipe: {},
+    "pictures": pictures,
+    "landscape": landscape,
+    "pass-accuracies": accuracies,
+}
+
+
+def _tested(run: Run, recipe: Recipe, count: int) -> tuple[Images, nn.Module]:
+    """The first test images, no more than were evaluated, and the network in eval mode."""
+    images = load_split(recipe.data, "test")
+    count = min(count, len(images), recipe.evaluation.limit or count)
+    images = images.select(torch.arange(count))
+    model = _network(run, recipe, images).eval()
+    return images.to(pick_device(recipe.engine.device)), model
+
+
+def _network(run: Run, recipe: Recipe, images: Images) -> nn.Module:
+    state, _ = run.load_checkpoint(recipe.evaluation.checkpoint)
+    return trained(recipe, images, state).to(pick_device(recipe.engine.device))
+
+
+def _keep(path: Path, **arrays: npt.NDArray[np.generic]) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -1,0 +1,199 @@
+"""A table as it stands: what the paper printed beside what came out. Never imports torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gratis.names import number, spell
+from gratis.recipe import Plain
+from gratis.reproduce.papers import Column, Row, Scale, Table
+from gratis.reproduce.settings import JPEG, attack, values
+from gratis.run import Record, Run
+
+SCHEMA = 1
+FACTS = "reproduced.json"
+"""In a row's run directory: images trained on, images there are to test on, and extra numbers.
+It is written last, so a directory with it is finished.
+"""
+
+SCALE_WORDS: dict[Scale, str] = {
+    "smoke": "smoke: not a result",
+    "cpu": "cpu",
+    "paper": "paper",
+}
+NOT_YET = "not measured here"
+
+
+def outcome(
+    table: Table,
+    scale: Scale,
+    folder: Path,
+    stands: Mapping[str, tuple[str, str]],
+    given: tuple[str, ...] = (),
+) -> Record:
+    """The table as JSON types. stands: (status, reason) by row; folder: of the row directories.
+
+    Accuracies are in percent, as printed; times in the unit that the column names.
+    """
+    rows = [
+        _row(table, row, scale, folder / row.name, *stands[row.name], given) for row in table.rows
+    ]
+    first = rows[0]["budget"]
+    for row, record in zip(table.rows, rows, strict=True):
+        for column in table.columns:
+            if column.measure == "times-first" and first and record["budget"]:
+                measured = record["budget"]["papers_passes"] / first["papers_passes"]
+                record["cells"][column.name] |= {"measured": measured}
+                record["cells"][column.name].pop("why", None)
+        assert record["name"] == row.name
+    return {
+        "schema": SCHEMA,
+        "table": table.name,
+        "title": table.title,
+        "paper": table.paper,
+        "kind": table.kind,
+        "scale": scale,
+        "settings": list(given),
+        "notes": _notes(table, scale),
+        "columns": [
+            {
+                "name": column.name,
+                "title": column.title or column.name,
+                "percent": column.is_accuracy,
+                **({"attack": name} if (name := attack(column, scale)) else {}),
+            }
+            for column in table.columns
+        ],
+        "rows": rows,
+    }
+
+
+def _notes(table: Table, scale: Scale) -> list[str]:
+    notes = list(table.notes)
+    if table.stand_in:
+        notes.append(f"The paper has {table.stand_in}: figures here do not compare with its own.")
+    if scale == "smoke":
+        notes.insert(0, "smoke: not a result. It shows that every row's path exists, no more.")
+    if scale == "cpu" and table.cpu.note:
+        notes.insert(0, f"cpu: {table.cpu.note}.")
+    return notes
+
+
+def _row(
+    table: Table,
+    row: Row,
+    scale: Scale,
+    out: Path,
+    status: str,
+    reason: str,
+    given: tuple[str, ...],
+) -> Record:
+    recipe, results, facts = values(table, row, scale, given), {}, {}
+    note = row.note
+    if status == "done":
+        run = Run.open(out)
+        recipe, results = run.recipe, run.results or {}
+        if stops := [entry["update"] for entry in run.log() if entry["kind"] == "guard"]:
+            note = "; ".join(filter(None, [note, f"stopped early, at update {stops[-1]}"]))
+        facts = json.loads((out / FACTS).read_text("utf-8"))
+    budget = results.get("budget", {})
+    measured = {
+        column.name: _measured(column, scale, recipe, results, facts) for column in table.columns
+    }
+    return {
+        "name": row.name,
+        "title": row.title or row.name,
+        "status": status,
+        **({"reason": reason} if reason else {}),
+        **({"note": note} if note else {}),
+        **({"source": row.source} if row.source else {}),
+        "conditions": conditions(table, scale, recipe, facts),
+        "directory": out.name,
+        "epochs": {"printed": row.epochs, "here": epochs(budget, recipe) if budget else None},
+        "budget": {
+            key: budget[key] for key in ("metered_passes", "papers_passes", "updates", "seconds")
+        }
+        if budget
+        else {},
+        "cells": {
+            column.name: {
+                **({"printed": row.printed[column.name]} if column.name in row.printed else {}),
+                **measured[column.name],
+            }
+            for column in table.columns
+        },
+    }
+
+
+def conditions(table: Table, scale: Scale, recipe: Plain, facts: Record) -> str:
+    """What every line must say: scale, data, images, net, stand-ins."""
+    data = recipe["data"]
+    name = str(data["name"])
+    if name == "folder":
+        name = Path(data["root"]).name if data.get("root") else "folder"
+    if name == JPEG:
+        name += " (recompressed: not CIFAR-10's figures)"
+    parts = [SCALE_WORDS[scale], name]
+    if facts:
+        limit = (recipe.get("evaluation") or {}).get("limit")
+        test = min(limit or facts["test_images"], facts["test_images"])
+        parts.append(f"{facts['training_images']:,} training and {test:,} test images")
+    model = recipe["model"]
+    width = (model.get("options") or {}).get("width")
+    parts.append(f"{model['name']}" + (f" of width {width}" if width else ""))
+    if table.stand_in:
+        parts.append(f"stand-in for {table.stand_in}")
+    return "; ".join(parts)
+
+
+def epochs(budget: Record, recipe: Plain) -> float:
+    """Data passes, replays counted as epochs, as papers count them."""
+    return float(budget["data_passes"]) * int(recipe["method"].get("replays", 1))
+
+
+def _measured(
+    column: Column, scale: Scale, recipe: Plain, results: Record, facts: Record
+) -> Record:
+    """{"measured": number, ...}, or {"why": words} for a cell without one."""
+    if not column.measured:
+        return {"why": f"{NOT_YET}: {column.missing}"}
+    if not results:
+        return {"why": "not run"}
+    value: Any = None
+    if column.measure.startswith("extra:"):
+        value = facts["extra"][column.measure.removeprefix("extra:")]
+        return {"measured": 100 * value if column.is_accuracy else value}
+    if column.measure == "epochs":
+        return {"measured": epochs(results["budget"], recipe)}
+    if column.measure == "minutes":
+        return {"measured": results["budget"]["seconds"] / 60, "device": results["device"]}
+    if column.measure == "epoch-seconds":
+        count = epochs(results["budget"], recipe)
+        return {"measured": results["budget"]["seconds"] / count, "device": results["device"]}
+    if column.measure == "times-first":
+        return {"why": "the first row is not done"}
+    if column.measure == "clean":
+        entry = results["evaluations"][0]
+        return _accuracy(entry, entry["clean"])
+    eps = column.eps if column.eps is not None else _eps(recipe)
+    for entry in results["evaluations"]:
+        if entry["attack"] == attack(column, scale) and entry["threat"]["eps"] == eps:
+            return _accuracy(entry, entry["robust"])
+    return {"why": f"the run was not evaluated under {attack(column, scale)} at {spell(eps)}"}
+
+
+def _eps(recipe: Plain) -> float:
+    ball = recipe["method"]["ball"]
+    eps = ball["eps"] if isinstance(ball, Mapping) else ball
+    return number(str(eps))
+
+
+def _accuracy(entry: Record, share: Record) -> Record:
+    return {
+        "measured": 100 * share["accuracy"],
+        "ci95": [100 * bound for bound in share["ci95"]],
+        "attack": entry["attack"],
+        "threat": entry["threat"],
+        "images": entry["images"]["count"],
+    }

@@ -1,0 +1,202 @@
+"""What the papers print, and how each row is made: papers/*.yaml. Never imports torch."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from gratis.names import nearest, parse_attack
+from gratis.schema import construct
+
+Scale = Literal["smoke", "cpu", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+Extra = Literal["none", "pictures", "landscape", "pass-accuracies"]
+
+PLAIN_MEASURES = ("clean", "epochs", "minutes", "epoch-seconds", "times-first")
+"""Of results.json: clean accuracy; epochs as papers count; training time, alone and an epoch;
+passes as papers count them, over those of the table's first row.
+"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One printed column.
+
+    measure: one of PLAIN_MEASURES, an attack's name, or extra:KEY of what is done after training.
+    eps: of the attack; the row's own unless given.  missing: why `measure` is not measured here;
+    it stands until an attack of that name does.
+    """
+
+    name: str
+    title: str = ""
+    measure: str = "clean"
+    eps: float | None = None
+    missing: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.measured or self.missing):
+            raise ValueError(
+                f"column {self.name}: no measure {self.measure!r}; there are "
+                f"{', '.join(PLAIN_MEASURES)}, attacks such as pgd-50-10, and extra:KEY; "
+                "or say in `missing` why nothing here measures it"
+            )
+
+    @property
+    def attack(self) -> str | None:
+        """The attack to run for this column, if it is one and there is such an attack."""
+        try:
+            return parse_attack(self.measure).text
+        except ValueError:
+            return None
+
+    @property
+    def measured(self) -> bool:
+        plain = self.measure in PLAIN_MEASURES or self.measure.startswith("extra:")
+        return plain or self.attack is not None
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it holds percentages."""
+        return self.measure not in PLAIN_MEASURES[1:] and not self.measure.endswith("_rise")
+
+
+@dataclass(frozen=True)
+class Row:
+    """set: settings on top of the table's; cpu, smoke: further ones at these scales.
+    recipe: in place of the table's.  epochs: as printed, counted as the paper does.
+    printed: numbers by column, accuracies in percent; what no source gives is left out.
+    x, series: where it stands in the table's figure.
+    """
+
+    name: str
+    title: str = ""
+    recipe: str | None = None
+    set: tuple[str, ...] = ()
+    cpu: tuple[str, ...] = ()
+    smoke: tuple[str, ...] = ()
+    epochs: float | None = None
+    printed: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+    note: str = ""
+    x: float | None = None
+    series: str = ""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """What two cores do within hours.  epochs: the factor on every row's data passes."""
+
+    set: tuple[str, ...] = ()
+    epochs: float = 1.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A figure of `columns` against the rows' x, a line for each of their series."""
+
+    columns: tuple[str, ...]
+    x_label: str
+    title: str
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table or figure of a paper.
+
+    recipe: a shipped one, which `set` and the rows' settings change.
+    stand_in: the paper's data and net, where other ones stand in for them at every scale.
+    extra: what is done with each trained row besides.  rates: draw the learning rates.
+    """
+
+    name: str
+    title: str
+    paper: str
+    kind: Literal["table", "figure"]
+    recipe: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    set: tuple[str, ...] = ()
+    cpu: Cpu = field(default_factory=Cpu)
+    stand_in: str = ""
+    notes: tuple[str, ...] = ()
+    extra: Extra = "none"
+    sweeps: tuple[Sweep, ...] = ()
+    rates: bool = False
+
+    def __post_init__(self) -> None:
+        columns = [column.name for column in self.columns]
+        for names in (columns, [row.name for row in self.rows]):
+            if repeated := {name for name in names if names.count(name) > 1}:
+                raise ValueError(f"two of the same name: {', '.join(sorted(repeated))}")
+        named = {name for sweep in self.sweeps for name in sweep.columns}
+        for key in named.union(*(row.printed for row in self.rows)):
+            if key not in columns:
+                raise ValueError(
+                    f"no column {key!r}{nearest(key, columns)}; there are {', '.join(columns)}"
+                )
+
+    def choose(self, patterns: tuple[str, ...]) -> tuple[Row, ...]:
+        """The rows whose names match any of the shell patterns, all of them without any.
+
+        ValueError for a pattern that no row matches.
+        """
+        from fnmatch import fnmatchcase
+
+        names = [row.name for row in self.rows]
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"{self.name} has no row {pattern!r}{nearest(pattern, names)}; "
+                    f"there are {', '.join(names)}"
+                )
+        return tuple(
+            row
+            for row in self.rows
+            if not patterns or any(fnmatchcase(row.name, pattern) for pattern in patterns)
+        )
+
+
+@cache
+def files() -> dict[str, Path]:
+    """The descriptions that come with the package, by table name."""
+    folder = Path(str(resources.files("gratis") / "papers"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read(name: str) -> Table:
+    """The table or figure `name`, or of a file NAME.yaml; ValueError if there is none, or its
+    file does not fit.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else files().get(name)
+    if path is None or not path.is_file():
+        raise ValueError(
+            f"no table {name!r}{nearest(name, files())}; there are {', '.join(files())}; "
+            "or give a YAML file"
+        )
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    return table(path.stem, values)
+
+
+def table(name: str, values: Any) -> Table:
+    """A table from YAML types; ValueError names the key that does not fit."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{name}: {values!r} should be a mapping of keys")
+    rows = values.get("rows")
+    for row in rows if isinstance(rows, list) else []:
+        printed = row.get("printed") if isinstance(row, dict) else None
+        for column, figure in (printed or {}).items():
+            if isinstance(figure, bool) or not isinstance(figure, int | float):
+                raise ValueError(f"{name}: printed.{column}: {figure!r} is no number")
+    try:
+        return construct(Table, {"name": name, **values}, "")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error

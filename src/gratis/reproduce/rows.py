@@ -1,0 +1,165 @@
+"""Training and evaluating a table's rows one after the other; what is finished stays."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from gratis import train
+from gratis.assess import Progress, evaluate_run, question
+from gratis.recipe import Recipe, from_plain
+from gratis.reproduce.after import EXTRAS
+from gratis.reproduce.outcome import FACTS, outcome
+from gratis.reproduce.page import write
+from gratis.reproduce.papers import Row, Scale, Table
+from gratis.reproduce.settings import values
+from gratis.run import RECIPE, Record, Run
+from gratis.sections import Data
+from gratis.setting import load_split
+
+Status = Literal["done", "not run", "no data", "failed"]
+Bar = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a row stands, and why where it is not done."""
+
+    status: Status
+    reason: str = ""
+
+
+def reproduce(
+    table: Table,
+    scale: Scale,
+    folder: Path,
+    *,
+    rows: tuple[Row, ...],
+    given: tuple[str, ...] = (),
+    bar: Bar,
+) -> tuple[Record, bool]:
+    """Make `rows` of a table in folder/ROW and write the table there after each of them.
+
+    given: settings on top of every row's.  bar: shows the progress of a row by its name.
+    Returns the table (see `outcome`) and whether all of `rows` are done. A row that cannot be
+    made says why, and the next one is begun. Raises ValueError for settings that fit no recipe.
+    """
+    recipes = {row.name: from_plain(values(table, row, scale, given)) for row in rows}
+    for recipe in recipes.values():
+        recipe.evaluation_balls()  # a wrong method is answered before the first row is trained
+    standings = {row.name: _before(table, row, scale, folder, given) for row in table.rows}
+    shelf = Shelf()
+    for row in rows:
+        if standings[row.name].status != "done":
+            out = folder / row.name
+            standings[row.name] = _make(table, recipes[row.name], out, shelf, bar)
+            if scale != "smoke":  # there it would take longer than the row
+                _written(table, scale, folder, standings, given)
+    record = _written(table, scale, folder, standings, given)
+    return record, all(standings[row.name].status == "done" for row in rows)
+
+
+def _written(
+    table: Table,
+    scale: Scale,
+    folder: Path,
+    standings: dict[str, Standing],
+    given: tuple[str, ...],
+) -> Record:
+    stands = {name: (standing.status, standing.reason) for name, standing in standings.items()}
+    record = outcome(table, scale, folder, stands, given)
+    write(table, record, folder)
+    return record
+
+
+def _before(table: Table, row: Row, scale: Scale, folder: Path, given: tuple[str, ...]) -> Standing:
+    """How a row stands before anything is trained."""
+    out = folder / row.name
+    if not (out / FACTS).is_file():
+        return Standing("not run")
+    try:
+        if finished(out, from_plain(values(table, row, scale, given))):
+            return Standing("done")
+    except ValueError:
+        pass  # settings for other rows, which do not fit this one
+    return Standing("not run", f"{out} holds a run of other settings")
+
+
+def _make(table: Table, recipe: Recipe, out: Path, shelf: "Shelf", bar: Bar) -> Standing:
+    try:
+        counts = shelf.counts(recipe.data)
+    except (ValueError, OSError) as error:
+        return Standing("no data", " ".join(str(error).split()))
+    try:
+        with bar(out.name) as progress:
+            same = _same_training(out, recipe)
+            run = train.run(same or recipe, out, resume=out.exists(), progress=progress)
+            _catch_up(run, recipe, progress)
+        extra = EXTRAS[table.extra](run, recipe)
+    except (ValueError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
+        return Standing("failed", " ".join(str(error).split()))
+    facts = {"training_images": counts[0], "test_images": counts[1], "extra": extra}
+    (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    return Standing("done")
+
+
+def finished(out: Path, recipe: Recipe) -> bool:
+    """Whether `out` holds a finished run of this recipe, evaluated as it asks."""
+    return (
+        (out / FACTS).is_file()
+        and _same_training(out, recipe) is not None
+        and question(recipe).answered_by(Run.open(out).results)
+    )
+
+
+def _same_training(out: Path, recipe: Recipe) -> Recipe | None:
+    """The recipe in `out`, if there is one that differs from `recipe` in its attacks at most.
+
+    A table that gets a further attack shall not train its rows again.
+    """
+    if not (out / RECIPE).is_file():
+        return None
+    own = Run.open(out).recipe
+    try:
+        found = from_plain(own)
+    except ValueError:
+        return None  # of another version: what train.run says of it is clearer
+    kept = replace(recipe.evaluation, attacks=found.evaluation.attacks, eps=found.evaluation.eps)
+    return found if own == replace(recipe, evaluation=kept).plain() else None
+
+
+def _catch_up(run: Run, recipe: Recipe, progress: Progress) -> None:
+    """Attack a run as the recipe asks, where that was not done yet."""
+    asked = question(recipe)
+    missing = [
+        attack
+        for attack in asked.attacks
+        if not replace(asked, attacks=(attack,)).answered_by(run.results)
+    ]
+    if missing:
+        with run.locked():
+            evaluate_run(run, replace(asked, attacks=tuple(missing)), progress)
+
+
+class Shelf:
+    """Which data sets are there, each looked for once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str | None, int | None], tuple[int, int] | Exception] = {}
+
+    def counts(self, data: Data) -> tuple[int, int]:
+        """Images trained on and images there are to test on; ValueError or OSError says what is
+        missing and how to get it.
+        """
+        key = (data.name, data.root, data.image_size)
+        if key not in self._known:
+            try:
+                self._known[key] = (len(load_split(data, "train")), len(load_split(data, "test")))
+            except (ValueError, OSError) as error:
+                self._known[key] = error
+        known = self._known[key]
+        if isinstance(known, Exception):
+            raise known
+        return min(data.limit or known[0], known[0]), known[1]
