@@ -26,7 +26,7 @@ LAYERS = [
     {"setting", "journal"},
     {"guard", "assess"},
     {"training"},
-    {"train", "terminal", "arguments", "lr_range"},
+    {"train", "terminal", "arguments", "lr_range", "verify"},
     {"reproduce"},
     {"cli"},
     {"__main__"},
@@ -194,7 +194,9 @@ def test_type_checkers_see_the_same_public_names() -> None:
     assert imports(block) == {f"{home}.{name}" for name, home in gratis._HOMES.items()}
 
 
-@pytest.mark.parametrize("package", ["attacks", "data", "evaluate", "methods", "nn", "optim"])
+@pytest.mark.parametrize(
+    "package", ["attacks", "data", "evaluate", "methods", "nn", "optim", "verify"]
+)
 def test_packages_export_what_they_say(package: str) -> None:
     module = importlib.import_module(f"gratis.{package}")
     assert all(hasattr(module, name) for name in module.__all__)

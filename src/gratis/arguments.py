@@ -99,6 +99,27 @@ def parser(calls: Mapping[str, Call]) -> Parser:
     )
     attack.add_argument("--limit", type=_count, metavar="N", help="the first N test images")
 
+    proof = command(
+        "verify",
+        "for small networks made of Conv2d, Linear, ReLU and the like, such as mnist-net: an attack,\n"
+        "bounds, then branch and bound. Verdicts are kept: the same command goes on after Ctrl-C\n"
+        "example:\n  gratis verify runs/mnist --eps 0.1 --limit 1000 --time-limit 60",
+    )
+    proof.add_argument(
+        "run", metavar="RUN|CHECKPOINT", type=Path, help="a run directory or RUN/checkpoints/X.pt"
+    )
+    proof.add_argument(
+        "--eps", type=_number, help="radius, as 8/255 or 0.1 (default: the recipe's)"
+    )
+    proof.add_argument("--limit", type=_count, metavar="N", help="the first N test images")
+    proof.add_argument(
+        "--time-limit",
+        type=_number,
+        default=60.0,
+        metavar="SECONDS",
+        help="branch and bound on one image (default: %(default)g)",
+    )
+
     page = command("report", "example: gratis report runs/demo --out demo.html")
     page.add_argument("run", metavar="RUN", nargs="+", type=Path, help="run directories")
     page.add_argument("--out", type=Path, metavar="FILE", help="the page (default: in the RUN)")

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         how = "nothing was changed"
         if options.call in (train, compare):
             how = "go on with the same command and --resume"
-        if options.call is reproduce:
+        if options.call in (reproduce, verify):
             how = "go on with the same command"
         print(f"gratis: interrupted; {how}", file=sys.stderr)
         return INTERRUPTED
@@ -109,6 +109,35 @@ def evaluate(options: argparse.Namespace) -> int:
         evaluate_run(run, asked, progress)
     terminal.table([run])
     _report([run], run.path / REPORT)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Prove that no attack can succeed, image by image, or find one that does (Linf)."""
+    run, checkpoint = _run_and_checkpoint(options.run)
+    from gratis.balls import Linf
+    from gratis.recipe import from_plain
+    from gratis.verify import Settings, verify_run
+    from gratis.verify.console import show
+
+    recipe = from_plain(run.recipe)
+    balls = recipe.evaluation_balls()
+    if options.eps is None and not isinstance(balls[0], Linf):
+        raise ValueError(
+            "this run was evaluated in another norm; exact verification is in Linf: --eps"
+        )
+    ball = Linf(balls[0].eps if options.eps is None else options.eps)
+    with run.locked(), terminal.bar(run.path.name) as progress:
+        summary = verify_run(
+            run,
+            ball,
+            Settings(time_limit=options.time_limit, seed=recipe.seed),
+            limit=options.limit,
+            checkpoint=checkpoint or recipe.evaluation.checkpoint,
+            progress=progress,
+        )
+    show(summary)
+    print(f"written: {run.path / 'verify'}")
     return 0
 
 
@@ -195,6 +224,7 @@ COMMANDS = {
     "train": train,
     "compare": compare,
     "evaluate": evaluate,
+    "verify": verify,
     "report": report,
     "lr-range": lr_range,
     "reproduce": reproduce,
