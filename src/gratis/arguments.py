@@ -101,7 +101,7 @@ def parser(calls: Mapping[str, Call]) -> Parser:
 
     proof = command(
         "verify",
-        "for small networks made of Conv2d, Linear, ReLU and the like, such as mnist-net: an attack,\n"
+        "for small networks of Conv2d, Linear, ReLU and the like, such as mnist-net: an attack,\n"
         "bounds, then branch and bound. Verdicts are kept: the same command goes on after Ctrl-C\n"
         "example:\n  gratis verify runs/mnist --eps 0.1 --limit 1000 --time-limit 60",
     )
