@@ -668,3 +668,23 @@ def test_no_weaker_than_foolbox(digits_net: tuple[nn.Module, Tensor, Tensor], ba
     assert float(found.correct[:, 0].float().mean()) > 0.9
     assert 10 <= int((~broken).sum()) <= 90  # a radius at which attacks can differ
     assert int(found.robust.sum()) <= int((~broken).sum()) + 1
+
+
+@pytest.mark.slow
+def test_autoattack_is_no_weaker_than_the_package_of_its_authors(
+    digits_net: tuple[nn.Module, Tensor, Tensor],
+) -> None:
+    from pyautoattack import AutoAttack
+
+    model, x, y = digits_net
+    x, y = x[:50], y[:50]
+    judged = []
+    for seed in (0, 1):
+        judge = AutoAttack(model, norm="Linf", eps=0.08, seed=seed)
+        points = judge.run_standard_evaluation(x, y, batch_size=50)
+        points = points[0] if isinstance(points, tuple) else points
+        judged.append(int((model(points).argmax(1) == y).sum()))
+    found = robust_accuracy(model, [(x, y)], ["autoattack"], ball=Linf(0.08))
+    assert 5 < int(found.robust.sum()) < 45
+    # one image is 2 points: none more may be left standing than the better of their two seeds left
+    assert int(found.robust.sum()) <= max(judged)
