@@ -12,22 +12,25 @@ import torch
 from torch import nn
 
 from gratis.assess import trained
+from gratis.balls import Linf
 from gratis.data import Images, Loader
 from gratis.evaluate.branches import pass_accuracies
 from gratis.evaluate.landscape import iterated_fgsm, surfaces
 from gratis.recipe import Recipe
-from gratis.reproduce.papers import Extra
+from gratis.reproduce.papers import Extra, Scale
 from gratis.run import Run
 from gratis.setting import load_split, pick_device, training_data
+from gratis.verify import Settings, verify_run
 
 PICTURES, SURFACES = "bim.npz", "surfaces.npz"
 
 BIM_EPS, BIM_IMAGES, BIM_SHOWN = 30 / 255, 100, 8
 SURFACE_RADII, SURFACE_IMAGES = (8 / 255, 30 / 255), 16
 LEAK_BATCHES = 8
+VERIFIED_EPS = 0.1
 
 
-def pictures(run: Run, recipe: Recipe) -> dict[str, float]:
+def pictures(run: Run, recipe: Recipe, scale: Scale) -> dict[str, float]:
     """BIM at 30/255: the first images for the page, and the share of 100 still answered rightly."""
     images, model = _tested(run, recipe, BIM_IMAGES)
     x, y = images.pixels(slice(None)), images.y
@@ -48,7 +51,7 @@ def pictures(run: Run, recipe: Recipe) -> dict[str, float]:
     return {"bim_right": float(right.double().mean()), "bim_images": float(len(x))}
 
 
-def landscape(run: Run, recipe: Recipe) -> dict[str, float]:
+def landscape(run: Run, recipe: Recipe, scale: Scale) -> dict[str, float]:
     """Loss surfaces, and how far the loss rises from the images to 8/255 in each direction."""
     images, model = _tested(run, recipe, SURFACE_IMAGES)
     x, y = images.pixels(slice(None)), images.y
@@ -65,7 +68,7 @@ def landscape(run: Run, recipe: Recipe) -> dict[str, float]:
     }
 
 
-def accuracies(run: Run, recipe: Recipe) -> dict[str, float]:
+def accuracies(run: Run, recipe: Recipe, scale: Scale) -> dict[str, float]:
     """The share of training inputs answered rightly in each pass, in train mode."""
     data = training_data(recipe).training
     model = _network(run, recipe, data)
@@ -83,11 +86,26 @@ def accuracies(run: Run, recipe: Recipe) -> dict[str, float]:
     return dict(zip(("pass_clean", "pass_noisy", "pass_adversarial"), found, strict=True))
 
 
-EXTRAS: dict[Extra, Callable[[Run, Recipe], dict[str, float]]] = {
-    "none": lambda run, recipe: {},
+def verified(run: Run, recipe: Recipe, scale: Scale) -> dict[str, float]:
+    """The share of the test images evaluated that is proved safe at 0.1, and of undecided ones."""
+    with run.locked():
+        found = verify_run(
+            run,
+            Linf(VERIFIED_EPS),
+            Settings(time_limit=1.0 if scale == "smoke" else 60.0, seed=recipe.seed),
+            limit=recipe.evaluation.limit,
+            checkpoint=recipe.evaluation.checkpoint,
+        )["verified"]
+    low, high = found["low"]["accuracy"], found["high"]["accuracy"]
+    return {"verified": low, "undecided": high - low}
+
+
+EXTRAS: dict[Extra, Callable[[Run, Recipe, Scale], dict[str, float]]] = {
+    "none": lambda run, recipe, scale: {},
     "pictures": pictures,
     "landscape": landscape,
     "pass-accuracies": accuracies,
+    "verified": verified,
 }
 
 

@@ -14,7 +14,7 @@ from gratis.schema import construct
 Scale = Literal["smoke", "cpu", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
-Extra = Literal["none", "pictures", "landscape", "pass-accuracies"]
+Extra = Literal["none", "pictures", "landscape", "pass-accuracies", "verified"]
 
 PLAIN_MEASURES = ("clean", "epochs", "minutes", "epoch-seconds", "times-first")
 """Of results.json: clean accuracy; epochs as papers count; training time, alone and an epoch;

@@ -54,7 +54,7 @@ def reproduce(
     for row in rows:
         if standings[row.name].status != "done":
             out = folder / row.name
-            standings[row.name] = _make(table, recipes[row.name], out, shelf, bar)
+            standings[row.name] = _make(table, scale, recipes[row.name], out, shelf, bar)
             if scale != "smoke":  # there it would take longer than the row
                 _written(table, scale, folder, standings, given)
     record = _written(table, scale, folder, standings, given)
@@ -87,7 +87,9 @@ def _before(table: Table, row: Row, scale: Scale, folder: Path, given: tuple[str
     return Standing("not run", f"{out} holds a run of other settings")
 
 
-def _make(table: Table, recipe: Recipe, out: Path, shelf: "Shelf", bar: Bar) -> Standing:
+def _make(
+    table: Table, scale: Scale, recipe: Recipe, out: Path, shelf: "Shelf", bar: Bar
+) -> Standing:
     try:
         counts = shelf.counts(recipe.data)
     except (ValueError, OSError) as error:
@@ -97,7 +99,7 @@ def _make(table: Table, recipe: Recipe, out: Path, shelf: "Shelf", bar: Bar) -> 
             same = _same_training(out, recipe)
             run = train.run(same or recipe, out, resume=out.exists(), progress=progress)
             _catch_up(run, recipe, progress)
-        extra = EXTRAS[table.extra](run, recipe)
+        extra = EXTRAS[table.extra](run, recipe, scale)
     except (ValueError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
         return Standing("failed", " ".join(str(error).split()))
     facts = {"training_images": counts[0], "test_images": counts[1], "extra": extra}
