@@ -15,7 +15,7 @@ from gratis import add_aux, drop_aux
 from gratis.nn import PreActResNet18, group_norms, set_momentum
 from gratis.nn.auxbn import BranchedNorm, branched, equalise_speed, through
 from gratis.nn.batchnorm import untracked_statistics
-from gratis.passes import Prober
+from gratis.prober import Prober
 
 
 class Shared(nn.Module):

@@ -19,7 +19,8 @@ SOURCE = ROOT / "src" / "gratis"
 LAYERS = [
     {"names", "budget", "balls", "losses", "figures", "checkpoint"},
     {"schema", "nn", "tasks", "run", "sections"},
-    {"optim", "data", "passes", "recipe", "report", "distributed"},
+    {"optim", "data", "prober", "recipe", "report", "distributed"},
+    {"passes"},
     {"attacks"},
     {"methods", "evaluate"},
     {"learner"},

@@ -27,7 +27,8 @@ from gratis import (
     n_fgsm,
 )
 from gratis.methods import METHODS
-from gratis.passes import Batch, Prober
+from gratis.passes import Batch
+from gratis.prober import Prober
 from tests.reference import loops
 
 EPS = 0.1

@@ -19,7 +19,8 @@ from gratis.data.images import Images
 from gratis.evaluate import robust_accuracy
 from gratis.learner import Learner
 from gratis.losses import cross_entropy
-from gratis.passes import Batch, Method, Prober
+from gratis.passes import Batch, Method
+from gratis.prober import Prober
 from gratis.recipe import Recipe
 
 COLLAPSED = 0.5

@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gratis.budget import Meter
 from gratis.distributed import Processes, Replica
 from gratis.nn.auxbn import equalise_speed, through
-from gratis.passes import Batch, Method, Pass, Prober, seeded
+from gratis.passes import Batch, Method, Pass, seeded
+from gratis.prober import Prober
 from gratis.tasks import Classification
 
 PRECISIONS: dict[str, torch.dtype | None] = {

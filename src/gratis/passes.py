@@ -7,7 +7,6 @@ the trainer here and a loop of the user's own.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from gratis.balls import Ball
-from gratis.budget import Meter
-from gratis.losses import Loss, cross_entropy
-from gratis.nn.auxbn import Branch, through
-from gratis.nn.batchnorm import untracked_statistics
+from gratis.losses import Loss
+from gratis.nn.auxbn import Branch
+from gratis.prober import Prober
 
 
 def _own(x: Tensor) -> Tensor:
@@ -248,82 +246,3 @@ class _NoProbe:
 
     def logits(self, x: Tensor) -> Tensor:
         return self(x, x)
-
-
-PROBE_NORMS = ("batch", "tracked", "eval")
-
-
-class Prober:
-    """Input gradients of `model`, two thirds of a pass: no weight gradient is computed.
-
-    norm: how batch-norm layers act in the attack's forward. "batch" uses the batch's own
-    statistics and remembers nothing (the default here); "tracked" also moves the running
-    statistics (Wong 2020's and Shafahi 2019's code); "eval" uses the running statistics
-    (the code of YOPO, DAT, TRADES).
-    precision: dtype for autocast, None for fp32; the input and its gradient stay fp32.
-    meter: where what this costs is counted.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss = cross_entropy,
-        *,
-        norm: str = "batch",
-        precision: torch.dtype | None = None,
-        meter: Meter | None = None,
-    ) -> None:
-        if norm not in PROBE_NORMS:
-            raise ValueError(f"norm={norm!r} is none of {', '.join(PROBE_NORMS)}")
-        self.model, self.loss, self.norm, self.precision = model, loss, norm, precision
-        self.meter = meter if meter is not None else Meter()
-
-    def __call__(
-        self, x: Tensor, y: Tensor, loss: Loss | None = None, norm: Branch = "main"
-    ) -> Tensor:
-        self.meter.probes += len(x)
-        x = x.detach().requires_grad_()
-        with self.as_probed(norm), torch.enable_grad():
-            with self._autocast(x):
-                logits = self.model(x)
-            # a mean would shrink each image's gradient with the batch; a sum is per image
-            total = (loss or self.loss)(logits, y).sum()
-            # fp16 flushes gradients below 6e-8 to zero; only their direction is used
-            scale = 1024.0 if self.precision == torch.float16 else 1.0
-            (grad,) = torch.autograd.grad(total * scale, x)
-        return grad
-
-    def logits(self, x: Tensor) -> Tensor:
-        """The model's answers [B, K] in fp32, without gradient: a third of a pass."""
-        self.meter.forwards += len(x)
-        with self.as_probed(), torch.no_grad(), self._autocast(x):
-            logits: Tensor = self.model(x)
-        return logits.float()
-
-    @contextmanager
-    def as_probed(self, branch: Branch = "main") -> Iterator[None]:
-        """The model's batch-norm layers as `norm` says, put back on leaving."""
-        with through(self.model, branch), _norm_mode(self.model, self.norm):
-            yield
-
-    def _autocast(self, x: Tensor) -> AbstractContextManager[None]:
-        return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
-
-
-@contextmanager
-def _norm_mode(model: nn.Module, norm: str) -> Iterator[None]:
-    """The model's batch-norm behaviour while it is probed, put back on leaving."""
-    if norm == "batch":
-        with untracked_statistics(model):
-            yield
-    elif norm == "eval":
-        # mode by mode: a layer that the user froze in eval mode stays frozen afterwards
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-    else:
-        yield

@@ -100,7 +100,7 @@ class Budget:
 @dataclass(frozen=True)
 class Engine:
     """precision: of weights' products; perturbations and evaluation are always fp32.
-    probe_norm: batch-norm behaviour in attacks while training (gratis.passes.Prober).
+    probe_norm: batch-norm behaviour in attacks while training (gratis.prober.Prober).
     ema: decay of averaged weights per update; they are then what is checked and evaluated.
     """
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from gratis.nn.auxbn import through
 from gratis.nn.batchnorm import untracked_statistics
-from gratis.passes import Batch, Method, Prober, seeded
+from gratis.passes import Batch, Method, seeded
+from gratis.prober import Prober
 from gratis.tasks import Classification
 
 

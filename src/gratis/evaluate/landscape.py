@@ -9,7 +9,7 @@ from gratis.attacks.pgd import pgd
 from gratis.balls import Linf
 from gratis.evaluate.robustness import as_evaluated
 from gratis.losses import cross_entropy
-from gratis.passes import Prober
+from gratis.prober import Prober
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gratis.balls import Ball
 from gratis.budget import PASS
-from gratis.passes import Batch, Method, Pass, Probe, Prober
+from gratis.passes import Batch, Method, Pass, Probe
+from gratis.prober import Prober
 
 
 @dataclass
