@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils.flop_counter import FlopCounterMode
 
 from gratis.balls import Ball
 from gratis.budget import PASS
@@ -69,6 +68,8 @@ class Yopo(Method):
         """Find the first layer and its share of the multiply-adds (of a forward of one image)."""
         if self._model is model:
             return
+        from torch.utils.flop_counter import FlopCounterMode  # slow to import, for YOPO alone
+
         ran: list[nn.Module] = []
         hooks = [
             module.register_forward_hook(lambda module, *_: ran.append(module))
