@@ -5,7 +5,7 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import nn
 
-from gratis.attacks import build_attack
+from gratis.attacks import Attacked, build_attack
 from gratis.attacks.apgd import _checks
 from gratis.attacks.fab import onto_plane
 from gratis.balls import L2, Linf
@@ -137,7 +137,7 @@ def test_broken_images_come_with_a_point_that_proves_it(name):
     model.eval()
     clean = model(x).argmax(1) == y
     x, y = x[clean], y[clean]
-    points, broken = build_attack(name)(
+    attacked = Attacked(
         model,
         x,
         y,
@@ -147,6 +147,7 @@ def test_broken_images_come_with_a_point_that_proves_it(name):
         keys=list(range(len(x))),
         meter=Meter(),
     )
+    points, broken = build_attack(name)(attacked)
     assert 0 < int(broken.sum()) < len(x)
     assert (model(points).argmax(1) != y)[broken].all()
     assert (ball.size(points - x) <= ball.eps * (1 + 1e-9)).all()

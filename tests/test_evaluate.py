@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from gratis.attacks import build_attack
+from gratis.attacks import Attacked, build_attack
 from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS
 from gratis.attacks.search import image_key
 from gratis.attacks.search import starts as random_starts
@@ -582,7 +582,7 @@ def test_broken_images_come_with_a_point_that_proves_it(ball: Ball, attack: str)
     y = own_labels(model, x)
     task = Classification()
     model.eval().requires_grad_(False)
-    points, broken = build_attack(attack)(
+    attacked = Attacked(
         model,
         x,
         y,
@@ -592,6 +592,7 @@ def test_broken_images_come_with_a_point_that_proves_it(ball: Ball, attack: str)
         keys=list(range(len(x))),
         meter=Meter(),
     )
+    points, broken = build_attack(attack)(attacked)
     assert 0 < int(broken.sum()) < len(x)
     assert torch.equal(model(points).argmax(1) != y, broken)
     assert (ball.size(points - x) <= ball.eps * (1 + 1e-5)).all()

@@ -4,10 +4,10 @@ from gratis.attacks.apgd import APGD
 from gratis.attacks.autoattack import STANDARD, AutoAttack
 from gratis.attacks.pgd import pgd
 from gratis.attacks.pgd_attack import PGD
-from gratis.attacks.search import Attack
+from gratis.attacks.search import Attack, Attacked
 from gratis.names import parse_attack
 
-__all__ = ["PGD", "Attack", "build_attack", "pgd"]
+__all__ = ["PGD", "Attack", "Attacked", "build_attack", "pgd"]
 
 
 def build_attack(name: str) -> Attack:

@@ -6,10 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gratis.attacks.search import Correct, Model, Search, generator_for
+from gratis.attacks.search import Attacked, Search, generator_for
 from gratis.balls import Ball
-from gratis.budget import Meter
-from gratis.losses import Loss, dlr, dlr_towards
+from gratis.losses import dlr, dlr_towards
 
 MOMENTUM = 0.75
 CLASSES_NEEDED = {"ce": 2, "dlr": 3, "dlr-t": 4}
@@ -47,42 +46,33 @@ class APGD:
             "start": "random",
         }
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        ball: Ball,
-        losses: Loss,
-        correct: Correct,
-        keys: list[int],
-        meter: Meter,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
         """Attack images that the model gets right; see Attack.
 
         Raises ValueError where there are too few classes for the loss.
         """
-        answers = self._answers(model, x, meter)
-        adversarial, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        x, ball = attacked.x, attacked.ball
+        answers = self._answers(attacked)
+        adversarial, broken = attacked.unbroken()
         rounds = [(r, t) for r in range(self.restarts) for t in self._targets(answers)]
         for restart, target in rounds:
             todo = (~broken).nonzero().flatten()
             if not len(todo):
                 break
-            search = self._search(model, answers, y, todo, target, losses, correct, meter)
-            random = [generator_for(keys[i], restart, target) for i in todo.tolist()]
+            part = attacked.of(todo)
+            search = self._search(part, None if answers is None else answers[todo], target)
+            random = [generator_for(key, restart, target) for key in part.keys]
             delta = _start(x[todo], ball, random)
             adversarial[todo], broken[todo] = _climb(search, x[todo], ball, delta, self.steps)
         return adversarial, broken
 
-    def _answers(self, model: Model, x: Tensor, meter: Meter) -> Tensor | None:
+    def _answers(self, attacked: Attacked) -> Tensor | None:
         """The clean logits, where the loss depends on how the classes are ranked there."""
         if self.loss == "ce":
             return None
         with torch.no_grad():
-            logits = model(x)
-        meter.forwards += len(x)
+            logits: Tensor = attacked.model(attacked.x)
+        attacked.meter.forwards += len(attacked.x)
         classes, needed = logits.shape[1], CLASSES_NEEDED[self.loss]
         if classes < needed:
             raise ValueError(
@@ -98,28 +88,17 @@ class APGD:
         assert answers is not None
         return range(1, min(self.targets, answers.shape[1] - 1) + 1)
 
-    def _search(
-        self,
-        model: Model,
-        answers: Tensor | None,
-        y: Tensor,
-        todo: Tensor,
-        target: int,
-        losses: Loss,
-        correct: Correct,
-        meter: Meter,
-    ) -> Search:
+    def _search(self, attacked: Attacked, answers: Tensor | None, target: int) -> Search:
         if self.loss != "dlr-t":
-            loss = dlr if self.loss == "dlr" else losses
-            return Search(model, y[todo], loss, correct, meter)
+            return Search(attacked, dlr if self.loss == "dlr" else None)
         assert answers is not None
 
         def towards(logits: Tensor, labels: Tensor) -> Tensor:
             assert search.towards is not None
             return dlr_towards(logits, labels, search.towards)
 
-        search = Search(model, y[todo], towards, correct, meter)
-        others = answers[todo].scatter(1, y[todo].unsqueeze(1), -torch.inf)
+        search = Search(attacked, towards)
+        others = answers.scatter(1, attacked.y.unsqueeze(1), -torch.inf)
         search.towards = others.argsort(1, descending=True)[:, target - 1]
         return search
 

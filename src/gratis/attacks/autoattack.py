@@ -7,11 +7,9 @@ from torch import Tensor
 
 from gratis.attacks.apgd import APGD, CLASSES_NEEDED
 from gratis.attacks.fab import FAB
-from gratis.attacks.search import Attack, Correct, Model
+from gratis.attacks.search import Attack, Attacked
 from gratis.attacks.square import Square
 from gratis.balls import Ball
-from gratis.budget import Meter
-from gratis.losses import Loss
 
 STANDARD: tuple[Attack, ...] = (
     APGD("apgd-ce"),
@@ -35,37 +33,17 @@ class AutoAttack:
     def parameters(self, ball: Ball) -> dict[str, float | int | str]:
         return {"version": "standard", "attacks": ", ".join(a.name for a in STANDARD)}
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        ball: Ball,
-        losses: Loss,
-        correct: Correct,
-        keys: list[int],
-        meter: Meter,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
         """Attack images that the model gets right; see Attack."""
         with torch.no_grad():
-            classes = model(x[:1]).shape[1]
-        meter.forwards += 1
-        adversarial, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            classes = attacked.model(attacked.x[:1]).shape[1]
+        attacked.meter.forwards += 1
+        adversarial, broken = attacked.unbroken()
         for attack in STANDARD:
             if isinstance(attack, APGD) and classes < CLASSES_NEEDED[attack.loss]:
                 continue
             todo = (~broken).nonzero().flatten()
             if not len(todo):
                 break
-            adversarial[todo], broken[todo] = attack(
-                model,
-                x[todo],
-                y[todo],
-                ball=ball,
-                losses=losses,
-                correct=correct,
-                keys=[keys[i] for i in todo.tolist()],
-                meter=meter,
-            )
+            adversarial[todo], broken[todo] = attack(attacked.of(todo))
         return adversarial, broken

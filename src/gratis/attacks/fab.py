@@ -5,10 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gratis.attacks.search import Correct, Model
+from gratis.attacks.search import Attacked
 from gratis.balls import Ball
-from gratis.budget import Meter
-from gratis.losses import Loss
 
 OVERSHOOT = 1.05
 BACKWARD = 0.9
@@ -35,29 +33,19 @@ class FAB:
     def parameters(self, ball: Ball) -> dict[str, float | int | str]:
         return {"steps": self.steps, "targets": self.targets, "start": "zero"}
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        ball: Ball,
-        losses: Loss,
-        correct: Correct,
-        keys: list[int],
-        meter: Meter,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
         """Attack images that the model gets right; see Attack."""
         with torch.no_grad():
-            answers = model(x)
-        meter.forwards += len(x)
-        others = answers.scatter(1, y.unsqueeze(1), -torch.inf).argsort(1, descending=True)
-        adversarial, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+            answers = attacked.model(attacked.x)
+        attacked.meter.forwards += len(attacked.x)
+        others = answers.scatter(1, attacked.y.unsqueeze(1), -torch.inf)
+        others = others.argsort(1, descending=True)
+        adversarial, broken = attacked.unbroken()
         for rank in range(min(self.targets, answers.shape[1] - 1)):
             todo = (~broken).nonzero().flatten()
             if not len(todo):
                 break
-            walk = _Walk(model, x[todo], y[todo], others[todo, rank], ball, correct, meter)
+            walk = _Walk(attacked.of(todo), others[todo, rank])
             adversarial[todo], broken[todo] = walk.go(self.steps)
         return adversarial, broken
 
@@ -65,22 +53,13 @@ class FAB:
 class _Walk:
     """The walk of a batch of images towards one class each."""
 
-    def __init__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        towards: Tensor,
-        ball: Ball,
-        correct: Correct,
-        meter: Meter,
-    ) -> None:
-        self.model, self.ball, self.correct, self.meter = model, ball, correct, meter
-        self.rows = torch.arange(len(x), device=x.device)
-        self.x, self.y, self.towards = x, y, towards
-        self.point = x.clone()
-        self.points = x.clone()
-        self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    def __init__(self, attacked: Attacked, towards: Tensor) -> None:
+        self.model, self.ball = attacked.model, attacked.ball
+        self.correct, self.meter = attacked.correct, attacked.meter
+        self.x, self.y, self.towards = attacked.x, attacked.y, towards
+        self.rows = torch.arange(len(towards), device=towards.device)
+        self.point = self.x.clone()
+        self.points, self.fooled = attacked.unbroken()
 
     def go(self, steps: int) -> tuple[Tensor, Tensor]:
         """(points, fooled) of all images after at most so many steps."""

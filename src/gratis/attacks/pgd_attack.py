@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from gratis.attacks.pgd import pgd
-from gratis.attacks.search import Correct, Model, Search, starts
+from gratis.attacks.search import Attacked, Search, starts
 from gratis.balls import Ball
-from gratis.budget import Meter
-from gratis.losses import Loss, margin
+from gratis.losses import margin
 
 STEPS_BETWEEN_DROPS = 10
 """Broken images leave the batch this often: rarer wastes steps, more often copies and waits."""
@@ -48,38 +47,25 @@ class PGD:
             "start": self.start,
         }
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        ball: Ball,
-        losses: Loss,
-        correct: Correct,
-        keys: list[int],
-        meter: Meter,
-    ) -> tuple[Tensor, Tensor]:
-        """Attack images x [B, C, H, W] that the model gets right.
-
-        keys: one integer an image; its random starts are a function of it alone.
-        Returns (adversarial, broken): for a broken image the first misclassified point met,
-        for the others the last point tried; and a bool [B].
+    def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
+        """Attack images that the model gets right; see Attack. A broken image comes with the first
+        misclassified point met.
         """
-        losses = margin if self.loss == "margin" else losses
-        adversarial, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        x, ball = attacked.x, attacked.ball
+        loss = margin if self.loss == "margin" else None
+        adversarial, broken = attacked.unbroken()
         for restart in range(self.restarts):
             todo = (~broken).nonzero().flatten()
             if not len(todo):
                 break
             if self.start == "random":
-                delta = starts(ball, x[todo], [keys[i] for i in todo.tolist()], restart)
+                delta = starts(ball, x[todo], attacked.of(todo).keys, restart)
             else:
                 delta = torch.zeros_like(x[todo])
             done = 0
             while len(todo) and done < self.steps:
                 steps = min(STEPS_BETWEEN_DROPS, self.steps - done)
-                search = Search(model, y[todo], losses, correct, meter)
+                search = Search(attacked.of(todo), loss)
                 delta = pgd(
                     # a point counts only inside the pixel box, which rounding could leave
                     lambda point, search=search: search.grad(ball.clip(point)),  # type: ignore[misc]

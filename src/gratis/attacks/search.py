@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,12 +16,39 @@ Model = Callable[[Tensor], Tensor]
 Correct = Callable[[Tensor, Tensor], Tensor]
 
 
-class Attack(Protocol):
-    """An attack for evaluation, on images x [B, C, H, W] that the model gets right.
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """What an attack is given: images x [B, C, H, W] with labels y that the model gets right.
 
-    keys: one integer an image; everything random is a function of it.
+    losses: what is climbed unless the attack has a loss of its own.  correct: what counts as
+    right.  keys: one integer an image; everything random is a function of it.
+    meter: where the cost is counted.
+    """
+
+    model: Model
+    x: Tensor
+    y: Tensor
+    ball: Ball
+    losses: Loss
+    correct: Correct
+    keys: list[int]
+    meter: Meter
+
+    def of(self, rows: Tensor) -> "Attacked":
+        """The images at `rows` [n] (indices) alone."""
+        keys = [self.keys[i] for i in rows.tolist()]
+        return replace(self, x=self.x[rows], y=self.y[rows], keys=keys)
+
+    def unbroken(self) -> tuple[Tensor, Tensor]:
+        """(adversarial, broken) as they stand before anything is tried."""
+        return self.x.clone(), torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+
+
+class Attack(Protocol):
+    """An attack for evaluation.
+
     Returns (adversarial, broken): for a broken image a misclassified point of the ball, for the
-    others the last point tried; and a bool [B]. What it costs is counted in `meter`.
+    others the last point tried; and a bool [B].
     """
 
     @property
@@ -30,18 +58,7 @@ class Attack(Protocol):
         """What besides the name and the ball makes it what it is."""
         ...
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        ball: Ball,
-        losses: Loss,
-        correct: Correct,
-        keys: list[int],
-        meter: Meter,
-    ) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]: ...
 
 
 class Search:
@@ -52,11 +69,10 @@ class Search:
     towards: classes [B] that a targeted loss wants to know, where there is one.
     """
 
-    def __init__(
-        self, model: Model, y: Tensor, losses: Loss, correct: Correct, meter: Meter
-    ) -> None:
-        self.model, self.y, self.losses, self.correct, self.meter = model, y, losses, correct, meter
-        self.fooled = torch.zeros(len(y), dtype=torch.bool, device=y.device)
+    def __init__(self, attacked: Attacked, losses: Loss | None = None) -> None:
+        self.model, self.y, self.meter = attacked.model, attacked.y, attacked.meter
+        self.losses, self.correct = losses or attacked.losses, attacked.correct
+        self.fooled = torch.zeros(len(self.y), dtype=torch.bool, device=self.y.device)
         self.found = torch.empty(0)
         self.values = torch.empty(0)
         self.towards: Tensor | None = None

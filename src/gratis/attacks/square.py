@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gratis.attacks.search import Correct, Model, Search, generator_for
+from gratis.attacks.search import Attacked, Search, generator_for
 from gratis.balls import Ball
-from gratis.budget import Meter
-from gratis.losses import Loss, margin
+from gratis.losses import margin
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries after which the squares' area is halved."""
@@ -32,25 +31,15 @@ class Square:
     def parameters(self, ball: Ball) -> dict[str, float | int | str]:
         return {"loss": "margin", "queries": self.queries, "share": self.share}
 
-    def __call__(
-        self,
-        model: Model,
-        x: Tensor,
-        y: Tensor,
-        *,
-        ball: Ball,
-        losses: Loss,
-        correct: Correct,
-        keys: list[int],
-        meter: Meter,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
         """Attack images that the model gets right; see Attack. ValueError for other balls."""
+        x, y, ball = attacked.x, attacked.y, attacked.ball
         if ball.norm != "linf":
             raise ValueError(f"{self.name} works in linf alone, the ball is {ball.norm}")
-        adversarial, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        adversarial, broken = attacked.unbroken()
         rows = torch.arange(len(x), device=x.device)
-        search = Search(model, y, losses, correct, meter)
-        squares = _Squares([generator_for(key, "square") for key in keys], x, self.queries)
+        search = Search(attacked)
+        squares = _Squares([generator_for(key, "square") for key in attacked.keys], x, self.queries)
         best = ball.place(x, ball.eps * squares.stripes)
         value = margin(search.look(best), y)
         for query in range(1, self.queries):

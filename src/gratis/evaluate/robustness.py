@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gratis.attacks import Attack, build_attack
+from gratis.attacks import Attack, Attacked, build_attack
 from gratis.attacks.search import image_key
 from gratis.balls import Ball
 from gratis.budget import Meter
@@ -119,16 +119,8 @@ def _under(
     todo = right.nonzero().flatten()
     adversarial, standing = x.clone(), torch.zeros_like(right)
     if len(todo):
-        points, broken = attack(
-            model,
-            x[todo],
-            y[todo],
-            ball=ball,
-            losses=task.losses,
-            correct=task.correct,
-            keys=[keys[i] for i in todo.tolist()],
-            meter=meter,
-        )
+        whole = Attacked(model, x, y, ball, task.losses, task.correct, keys, meter)
+        points, broken = attack(whole.of(todo))
         adversarial[todo], standing[todo] = points, ~broken
     return adversarial, standing
 

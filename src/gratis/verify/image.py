@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gratis.attacks import build_attack
+from gratis.attacks import Attacked, build_attack
 from gratis.attacks.search import image_key
 from gratis.balls import Linf
 from gratis.budget import Meter
@@ -131,15 +131,18 @@ class Verifier:
         if not len(right):
             return found
         with as_evaluated(self.model):
+            keys = [image_key(self.settings.seed, x[i], int(y[i])) for i in right.tolist()]
             points, broken = build_attack(name)(
-                self.model,
-                x[right],
-                y[right],
-                ball=self.ball,
-                losses=self.task.losses,
-                correct=self.task.correct,
-                keys=[image_key(self.settings.seed, x[i], int(y[i])) for i in right.tolist()],
-                meter=Meter(),
+                Attacked(
+                    self.model,
+                    x[right],
+                    y[right],
+                    self.ball,
+                    self.task.losses,
+                    self.task.correct,
+                    keys,
+                    Meter(),
+                )
             )
         for place, index in enumerate(right.tolist()):
             if broken[place]:
