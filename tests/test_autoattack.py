@@ -119,8 +119,6 @@ def test_a_plane_beyond_the_box_is_approached():
 @pytest.mark.parametrize("ball", [Linf(0.03), L2(0.2, **WIDE)], ids=repr)
 @pytest.mark.parametrize("name", PARTS)
 def test_linear_models(name, ball):
-    if name == "square" and ball.norm == "l2":
-        pytest.skip("Square works in linf alone")
     model, x, y, breakable = a_linear_problem(10, 1.0, ball)
     found = robust_accuracy(model, [(x, y)], [name], ball=ball)
     broken = found.correct[:, 0] & ~found.robust
@@ -193,12 +191,6 @@ def test_few_classes(classes):
     refused = "apgd-t" if classes == 3 else "apgd-dlr"
     with pytest.raises(ValueError, match=rf"{refused} needs \d classes or more, the model has"):
         robust_accuracy(model, [(x, y)], [refused], ball=Linf(0.05))
-
-
-def test_square_says_where_it_does_not_work():
-    model, x, y, _ = a_problem(4)
-    with pytest.raises(ValueError, match="square works in linf alone"):
-        robust_accuracy(model, [(x, y)], ["square"], ball=L2(0.3))
 
 
 @pytest.mark.parametrize("name", [*PARTS, "autoattack"])

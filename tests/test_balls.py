@@ -7,15 +7,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from torch import Tensor
 
-from gratis.balls import BALLS, L2, Ball, Linf
+from gratis.balls import BALLS, L1, L2, Ball, Linf, sparse_sign
 
 ULP = 2.0**-23
 """Pixels lie in [0, 1]: x + delta - x is exact to half of this."""
 
 SHAPES = [(4, 3, 5, 5), (3, 1, 2, 7), (1, 1, 1, 1), (1, 3, 4, 2)]
-RADII = {"linf": (0.0, 1e-3, 8 / 255, 0.3, 1.0), "l2": (0.0, 1e-3, 128 / 255, 2.0, 100.0)}
+RADII = {
+    "linf": (0.0, 1e-3, 8 / 255, 0.3, 1.0),
+    "l2": (0.0, 1e-3, 128 / 255, 2.0, 100.0),
+    "l1": (0.0, 1e-3, 1.0, 12.0, 1000.0),
+}
 ALL_BALLS = [BALLS[norm](eps) for norm, radii in RADII.items() for eps in radii]
 
 balls = pytest.mark.parametrize("ball", ALL_BALLS, ids=repr)
@@ -66,7 +71,7 @@ def test_project_leaves_points_of_the_set_alone(ball: Ball, shape: tuple[int, ..
     torch.testing.assert_close(ball.project(x, delta), delta, rtol=0, atol=ULP)
 
 
-@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.3)], ids=repr)
+@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.3), L1(0.3)], ids=repr)
 def test_onto_ball_is_the_nearest_point_of_a_fine_grid(ball: Ball) -> None:
     spacing = 0.01
     axis = torch.arange(-0.3, 0.3 + 1e-6, spacing, dtype=torch.float64)
@@ -81,7 +86,7 @@ def test_onto_ball_is_the_nearest_point_of_a_fine_grid(ball: Ball) -> None:
 
 
 def test_onto_ball_obeys_the_variational_inequality_in_many_dimensions() -> None:
-    for ball in (Linf(0.1), L2(1.0)):
+    for ball in (Linf(0.1), L2(1.0), L1(5.0)):
         delta = 3 * torch.randn(20, 3, 4, 4, dtype=torch.float64)
         nearest = ball.onto_ball(delta)
         for _ in range(50):
@@ -91,11 +96,19 @@ def test_onto_ball_obeys_the_variational_inequality_in_many_dimensions() -> None
 
 
 @balls
-def test_onto_ball_has_the_same_direction_or_is_clipped_per_pixel(ball: Ball) -> None:
+def test_onto_ball_clips_shortens_or_takes_the_same_of_every_pixel(ball: Ball) -> None:
     delta = torch.randn(4, 3, 5, 5)
     nearest = ball.onto_ball(delta)
     if isinstance(ball, Linf):
         assert torch.equal(nearest, delta.clamp(-ball.eps, ball.eps))
+    elif isinstance(ball, L1):
+        lost = (delta - nearest).abs().flatten(1)
+        most = lost.amax(1, keepdim=True)
+        left = nearest.flatten(1) != 0
+        torch.testing.assert_close(lost[left], most.expand_as(lost)[left], rtol=0, atol=1e-6)
+        assert (delta.flatten(1).abs() <= most + 1e-6)[~left].all()
+        full = ball.size(delta).clamp_max(ball.eps)
+        torch.testing.assert_close(ball.size(nearest), full, rtol=1e-6, atol=1e-6)
     else:
         length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         torch.testing.assert_close(nearest, delta * (ball.eps / length).clamp_max(1.0))
@@ -103,7 +116,7 @@ def test_onto_ball_has_the_same_direction_or_is_clipped_per_pixel(ball: Ball) ->
 
 @shapes
 def test_into_box_never_lengthens(shape: tuple[int, ...]) -> None:
-    for ball in (Linf(0.3), L2(2.0)):
+    for ball in (Linf(0.3), L2(2.0), L1(3.0)):
         for length in (1e-3, 0.3, 3.0):
             x, delta = images(shape), length * torch.randn(shape)
             cut = ball.into_box(x, delta)
@@ -113,7 +126,7 @@ def test_into_box_never_lengthens(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("norm", BALLS)
-def test_l2_and_linf_work_in_another_pixel_range(norm: str) -> None:
+def test_all_balls_work_in_another_pixel_range(norm: str) -> None:
     ball = BALLS[norm](4.0, low=-1.0, high=255.0)
     x = 256 * torch.rand(3, 3, 4, 4) - 1
     ball.check(x)
@@ -122,6 +135,92 @@ def test_l2_and_linf_work_in_another_pixel_range(norm: str) -> None:
     place = ball.place(x, delta)
     assert place.min() >= -1.0
     assert place.max() <= 255.0
+
+
+# --- L1 and the pixel box together
+
+
+pixels = st.floats(0, 1) | st.sampled_from([0.0, 1.0])
+changes = st.floats(-3, 3) | st.sampled_from([0.0, -1.0, 1.0])
+lists = st.lists(st.tuples(pixels, changes), min_size=1, max_size=7)
+radii = st.floats(0, 4) | st.sampled_from([0.0, 1e-9, 1.0, 1000.0])
+
+
+def as_images(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1)
+
+
+def bisected(x: Tensor, delta: Tensor, eps: float) -> Tensor:
+    """The projection on L1 ball and box, by halving the interval of what every pixel loses."""
+    room = torch.where(delta > 0, 1 - x, x)
+    low, high = 0.0, float(delta.abs().max())
+    if torch.minimum(delta.abs(), room).sum() <= eps:
+        high = 0.0
+    for _ in range(100):
+        less = (low + high) / 2
+        size = torch.minimum((delta.abs() - less).clamp_min(0), room)
+        low, high = (low, less) if size.sum() <= eps else (less, high)
+    return delta.sign() * torch.minimum((delta.abs() - high).clamp_min(0), room)
+
+
+@given(image=lists, eps=radii)
+def test_l1_projects_on_ball_and_box_at_once(image: list[tuple[float, float]], eps: float) -> None:
+    x, delta = as_images([p for p, _ in image]), as_images([d for _, d in image])
+    ball = L1(eps)
+    nearest = ball.project(x, delta)
+    assert ball.size(nearest) <= eps * (1 + 1e-12) + 1e-15
+    assert (x + nearest).min() >= -1e-15
+    assert (x + nearest).max() <= 1 + 1e-15
+    torch.testing.assert_close(nearest, bisected(x, delta, eps), rtol=0, atol=1e-9)
+    torch.testing.assert_close(ball.project(x, nearest), nearest, rtol=0, atol=1e-12)
+
+
+def quadratic_programme(x: Tensor, delta: Tensor, eps: float) -> float:
+    """The squared distance of one image's delta to L1 ball and box, by a solver."""
+    pixels, change = x.flatten().numpy(), delta.flatten().numpy()
+    n = len(pixels)
+    # raised and lowered, both at least 0, make up the perturbation
+
+    def missing(v: np.ndarray) -> np.ndarray:
+        return v[:n] - v[n:] - change
+
+    found = minimize(
+        lambda v: (missing(v) ** 2).sum(),
+        np.zeros(2 * n),
+        jac=lambda v: 2 * np.concatenate([missing(v), -missing(v)]),
+        bounds=[(0, 1 - p) for p in pixels] + [(0, p) for p in pixels],
+        constraints={"type": "ineq", "fun": lambda v: eps - v.sum()},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert found.success
+    return float(found.fun)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.3, 0.9, 2.0, 50.0])
+def test_l1_projection_is_the_quadratic_programme(eps: float) -> None:
+    x, delta = images((4, 1, 2, 3)).double(), torch.randn(4, 1, 2, 3, dtype=torch.float64)
+    away = (L1(eps).project(x, delta) - delta).square().flatten(1).sum(1)
+    exact = [quadratic_programme(*pair, eps) for pair in zip(x, delta, strict=True)]
+    assert away.tolist() == pytest.approx(exact, abs=1e-7)
+
+
+def test_l1_projection_obeys_the_variational_inequality_in_many_dimensions() -> None:
+    x, ball = images((10, 3, 8, 8)).double(), L1(6.0)
+    delta = torch.randn_like(x)
+    nearest = ball.project(x, delta)
+    for _ in range(50):
+        other = ball.project(x, torch.randn_like(x))
+        product = ((delta - nearest) * (other - nearest)).flatten(1).sum(1)
+        assert (product <= 1e-9).all()
+
+
+def test_l1_keeps_its_length_where_one_after_the_other_loses_it() -> None:
+    x, delta = torch.full((1, 1, 1, 3), 0.5), torch.tensor([[[[3.0, 0.4, 0.0]]]])
+    ball = L1(0.8)
+    torch.testing.assert_close(ball.project(x, delta).flatten().tolist(), [0.5, 0.3, 0.0])
+    one_after_the_other = ball.into_box(x, ball.onto_ball(delta))
+    torch.testing.assert_close(one_after_the_other.flatten().tolist(), [0.5, 0.0, 0.0])
 
 
 # --- placing: exactly inside the pixel box
@@ -194,6 +293,23 @@ def test_l2_samples_fill_the_ball_evenly(pixels: int) -> None:
     assert ((signs - 0.5).abs() < 5 * 0.5 / math.sqrt(count)).all()
 
 
+@pytest.mark.parametrize("pixels", [1, 2, 12])
+def test_l1_samples_fill_the_ball_evenly(pixels: int) -> None:
+    ball, count = L1(0.3), 4000
+    delta = ball.sample_unclipped(torch.full((count, 1, 1, pixels), 0.5)).flatten(1).double()
+    # as in L2: the share of the volume within each sample's length is uniform, signs are even
+    share = (ball.size(delta) / ball.eps).pow(pixels).sort().values
+    steps = torch.arange(1, count + 1) / count
+    assert (share - steps).abs().max() < 1.95 / math.sqrt(count)
+    signs = (delta > 0).double().mean(0)
+    assert ((signs - 0.5).abs() < 5 * 0.5 / math.sqrt(count)).all()
+    # on its sphere a pixel's share s has 1 - (1 - s)^(pixels - 1) of the others below
+    if pixels > 1:
+        shares = delta.abs()[:, 0] / ball.size(delta)
+        below = (1 - (1 - shares).pow(pixels - 1)).sort().values
+        assert (below - steps).abs().max() < 1.95 / math.sqrt(count)
+
+
 @pytest.mark.parametrize("norm", BALLS)
 def test_sample_is_the_unclipped_sample_cut_to_the_box(norm: str) -> None:
     ball, x = BALLS[norm](0.5), images((5, 3, 4, 4))
@@ -230,7 +346,32 @@ def test_steepest_beats_every_other_unit_direction(norm: str, shape: tuple[int, 
         assert (growth(steepest) >= growth(other) - 1e-12).all()
 
 
-@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8)], ids=repr)
+def test_l1_steps_change_a_hundredth_of_the_pixels() -> None:
+    grad = torch.randn(3, 3, 16, 10)
+    grad[1] = 0
+    grad[2].flatten()[3:] = 0  # fewer slopes than pixels to change
+    step = L1(1.0).steepest(grad)
+    assert (step != 0).flatten(1).sum(1).tolist() == [5, 0, 3]
+    least = grad[0].abs().flatten().topk(5).values[-1]
+    expected = torch.where(grad[0].abs() >= least, grad[0].sign() / 5, 0.0)
+    torch.testing.assert_close(step[0], expected)
+    torch.testing.assert_close(L1(1.0).size(step), torch.tensor([1.0, 0.0, 1.0]))
+
+
+def test_sparse_signs_by_hand() -> None:
+    grad = torch.tensor([[3.0, -2.0, 2.0, 1.0], [1.0, 2.0, 3.0, -4.0]])
+    step = sparse_sign(grad, torch.tensor([1.5, 0.0]))
+    assert torch.equal(step * 3, torch.tensor([[1.0, -1.0, 1.0, 0.0], [0.0, 0.0, 0.0, -3.0]]))
+    assert torch.equal(sparse_sign(grad, torch.tensor([9.0, 9.0])), grad.sign() / 4)
+
+
+def test_pixels_at_the_edge_are_left_out_of_l1_steps() -> None:
+    x, grad = torch.zeros(1, 1, 2, 2), torch.tensor([[[[-9.0, 1.0], [2.0, -3.0]]]])
+    moved = L1(5.0).ascend(x, torch.zeros_like(x), grad, 0.5)
+    assert moved.flatten().tolist() == [0.0, 0.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8), L1(2.0)], ids=repr)
 @pytest.mark.parametrize("scale", [1e-20, 1e-8, 1e8, 1e20])
 def test_ascend_ignores_the_gradients_scale(ball: Ball, scale: float) -> None:
     x, grad = images((4, 3, 5, 5)), torch.randn(4, 3, 5, 5)
@@ -241,7 +382,7 @@ def test_ascend_ignores_the_gradients_scale(ball: Ball, scale: float) -> None:
     assert not torch.allclose(plain, delta, atol=1e-3)
 
 
-@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8)], ids=repr)
+@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8), L1(2.0)], ids=repr)
 def test_one_images_scale_does_not_touch_another(ball: Ball) -> None:
     x, grad = images((3, 1, 4, 4)), torch.randn(3, 1, 4, 4)
     delta = ball.sample(x)
@@ -252,7 +393,7 @@ def test_one_images_scale_does_not_touch_another(ball: Ball) -> None:
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=ULP)
 
 
-@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8)], ids=repr)
+@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8), L1(2.0)], ids=repr)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_an_image_without_a_finite_gradient_keeps_its_perturbation(ball: Ball, bad: float) -> None:
     x, grad = images((3, 3, 4, 4)), torch.randn(3, 3, 4, 4)
@@ -265,7 +406,7 @@ def test_an_image_without_a_finite_gradient_keeps_its_perturbation(ball: Ball, b
     assert not torch.equal(moved[0], delta[0])
 
 
-@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8)], ids=repr)
+@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8), L1(2.0)], ids=repr)
 def test_a_zero_gradient_moves_nothing(ball: Ball) -> None:
     x = images((3, 3, 4, 4))
     delta = ball.sample(x)
@@ -274,18 +415,20 @@ def test_a_zero_gradient_moves_nothing(ball: Ball) -> None:
     assert torch.equal(ball.steepest(torch.zeros_like(x)), torch.zeros_like(x))
 
 
-@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8)], ids=repr)
+@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8), L1(2.0)], ids=repr)
 def test_ascend_is_a_projected_step_and_may_exceed_eps(ball: Ball) -> None:
     x, grad = images((3, 3, 4, 4)), torch.randn(3, 3, 4, 4)
     delta = ball.sample(x)
     for step_size in (0.01, 0.5, 1e6):
-        expected = ball.project(x, delta + step_size * ball.steepest(grad))
+        # L1's few pixels should not be those that cannot move
+        free = ball.movable(x + delta, grad) if isinstance(ball, L1) else grad
+        expected = ball.project(x, delta + step_size * ball.steepest(free))
         moved = ball.ascend(x, delta, grad, step_size)
         assert torch.equal(moved, expected)
         assert_inside(ball, x, moved)
 
 
-@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8)], ids=repr)
+@pytest.mark.parametrize("ball", [Linf(0.3), L2(0.8), L1(2.0)], ids=repr)
 def test_ascend_takes_a_gradient_of_another_precision(ball: Ball) -> None:
     x, grad = images((2, 1, 3, 3)), torch.randn(2, 1, 3, 3).bfloat16()
     moved = ball.ascend(x, torch.zeros_like(x), grad, 0.1)
@@ -326,7 +469,7 @@ def test_check_names_pixels_that_are_no_numbers(bad: float) -> None:
 def test_radii_that_are_none() -> None:
     with pytest.raises(ValueError, match=r"8/255"):
         Linf(8)
-    for ball in (Linf, L2):
+    for ball in (Linf, L2, L1):
         for eps in (-0.1, math.nan, math.inf):
             with pytest.raises(ValueError, match="radius"):
                 ball(eps)

@@ -651,21 +651,36 @@ def digits_net() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("ball", [Linf(0.1), L2(0.6)], ids=repr)
-def test_no_weaker_than_foolbox(digits_net: tuple[nn.Module, Tensor, Tensor], ball: Ball) -> None:
+@pytest.mark.parametrize("kind", ["pgd", "cw"])
+def test_no_weaker_than_foolbox(
+    digits_net: tuple[nn.Module, Tensor, Tensor], ball: Ball, kind: str
+) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports a deprecated module of scipy
         import foolbox
+    import eagerpy
 
     model, x, y = digits_net
     steps, alpha = 20, ball.eps / 5
-    theirs = (
-        foolbox.attacks.LinfPGD(abs_stepsize=alpha, steps=steps)
-        if ball.norm == "linf"
-        else foolbox.attacks.L2PGD(abs_stepsize=alpha, steps=steps)
-    )
+    base = foolbox.attacks.LinfPGD if ball.norm == "linf" else foolbox.attacks.L2PGD
+
+    class WithMargin(base):  # type: ignore[misc, valid-type]
+        def get_loss_fn(self, judged: object, labels: object) -> object:
+            """Their loop up the loss of Carlini & Wagner."""
+            y = labels.raw  # type: ignore[attr-defined]
+
+            def loss(point: object) -> object:
+                logits = model(point.raw)  # type: ignore[attr-defined]
+                right = F.one_hot(y, logits.shape[1]).bool()
+                others = logits.masked_fill(right, -torch.inf).amax(1)
+                return eagerpy.astensor((others - logits[right]).sum())
+
+            return loss
+
+    theirs = (WithMargin if kind == "cw" else base)(abs_stepsize=alpha, steps=steps)
     judged = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     _, _, broken = theirs(judged, x, y, epsilons=ball.eps)
-    found = robust_accuracy(model, [(x, y)], [f"pgd-{steps}:alpha={alpha}"], ball=ball)
+    found = robust_accuracy(model, [(x, y)], [f"{kind}-{steps}:alpha={alpha}"], ball=ball)
     assert float(found.correct[:, 0].float().mean()) > 0.9
     assert 10 <= int((~broken).sum()) <= 90  # a radius at which attacks can differ
     assert int(found.robust.sum()) <= int((~broken).sum()) + 1

@@ -51,6 +51,15 @@ def test_iterated_fgsm_ends_in_the_corner_of_a_linear_model():
     assert iterated_fgsm(model, X, Y, eps=0.9).aminmax() == (0, 1)
 
 
+def test_iterated_fgsm_towards_a_class_ends_in_the_other_corner():
+    model = linear()
+    weight = model[1].weight.detach()
+    towards = torch.zeros_like(Y)
+    found = iterated_fgsm(model, X, Y, eps=0.1, towards=towards)
+    away = (weight[0] - weight[1]).sign().reshape(1, *X.shape[1:])
+    torch.testing.assert_close(found, X + 0.1 * away)
+
+
 def test_pass_accuracies_look_and_do_not_touch():
     model = group_norms(add_aux(small_conv(2, 1, 4, width=2)), 1, 2)
     model.eval()

@@ -149,16 +149,17 @@ def test_a_mistyped_method_is_explained(name: str, message: str) -> None:
 
 def test_attack_names_are_taken_apart() -> None:
     plain = parse_attack("pgd-10")
-    assert (plain.kind, plain.steps, plain.restarts, plain.options) == ("pgd", 10, 1, {})
+    assert (plain.kind, plain.steps, plain.restarts, plain.alpha) == ("pgd", 10, 1, None)
     full = parse_attack("pgd-50-10:alpha=1/255")
-    assert (full.steps, full.restarts, full.options) == (50, 10, {"alpha": 1 / 255})
+    assert (full.steps, full.restarts, full.alpha) == (50, 10, 1 / 255)
     assert full.text == "pgd-50-10:alpha=1/255"
+    assert parse_attack("pgd-5:alpha=0.1,compatible").flags == {"compatible"}
 
 
 @given(steps=st.integers(1, 10**6), restarts=st.integers(1, 10**4), alpha=st.floats(1e-6, 10))
 def test_every_attack_name_reads_back(steps: int, restarts: int, alpha: float) -> None:
     parsed = parse_attack(f"pgd-{steps}-{restarts}:alpha={spell(alpha)}")
-    assert (parsed.steps, parsed.restarts, parsed.options) == (steps, restarts, {"alpha": alpha})
+    assert (parsed.steps, parsed.restarts, parsed.alpha) == (steps, restarts, alpha)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,10 @@ def test_every_attack_name_reads_back(steps: int, restarts: int, alpha: float) -
         ("pgd-10:alpha=0", r"alpha must be positive"),
         ("pgd-10:alpha=-1/255", r"alpha must be positive"),
         ("pgd-10:alpha=nan", r"no number"),
+        ("cw-10:compatible", r"it takes alpha=NUMBER, climb-on"),
+        ("pgd-10:compatible=1", r"it takes alpha=NUMBER, climb-on, compatible"),
+        ("pgd-10:climb-on,compatible", r"climb-on and compatible exclude each other"),
+        ("fgsm:climb-on", r"it takes alpha=NUMBER$"),
     ],
 )
 def test_a_mistyped_attack_is_explained(name: str, message: str) -> None:

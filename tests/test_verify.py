@@ -3,7 +3,6 @@
 import itertools
 import json
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -491,20 +490,18 @@ def test_resumed_equals_whole(run, tmp_path, monkeypatch):
     assert resumed["counts"] == whole["counts"]
 
 
-def test_other_settings_and_networks_are_not_mixed(run):
+def test_other_networks_and_balls_are_not_mixed(run):
     images = load("digits", "test")
     path = run.path / "verify" / "linf-0.05.jsonl"
     path.unlink(missing_ok=True)
     verify_run(run, BALL, SETTINGS, limit=3, images=images)
     verify_run(run, BALL, SETTINGS, limit=4, images=images)
     assert len(lines_of(run)) == 4
-    verify_run(run, BALL, replace(SETTINGS, time_limit=6), limit=3, images=images)
-    assert len(lines_of(run)) == 7
     verify_run(run, BALL, SETTINGS, limit=3, checkpoint="best", images=images)
     verify_run(run, Linf(0.0), SETTINGS, limit=3, images=images)
     assert {r["index"] for r in lines_of(run, "linf-0.jsonl")} == {0, 1, 2}
     questions = {r["question"] for r in lines_of(run)}
-    assert len(questions) in (2, 3), "best may be last"
+    assert len(questions) in (1, 2), "best may be last"
 
 
 def test_the_command(run, capsys):

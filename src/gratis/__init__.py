@@ -16,7 +16,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gratis.balls import L2, Linf
+    from gratis.balls import L1, L2, Linf
+    from gratis.evaluate.points import attack
     from gratis.evaluate.robustness import robust_accuracy
     from gratis.learner import Learner
     from gratis.methods import (
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 __version__ = version("gratis")
 
 _HOMES = {
+    "L1": "gratis.balls",
     "L2": "gratis.balls",
     "Linf": "gratis.balls",
+    "attack": "gratis.evaluate.points",
     "robust_accuracy": "gratis.evaluate.robustness",
     "Learner": "gratis.learner",
     "AdvProp": "gratis.methods",
@@ -64,6 +67,7 @@ _HOMES = {
 _MODULES = ("recipe", "train")
 
 __all__ = [
+    "L1",
     "L2",
     "AdvProp",
     "Classification",
@@ -80,6 +84,7 @@ __all__ = [
     "Yopo",
     "__version__",
     "add_aux",
+    "attack",
     "drop_aux",
     "fgsm",
     "fgsm_rs",

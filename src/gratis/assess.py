@@ -1,26 +1,22 @@
 """Evaluating a run's checkpoint and writing what came out into its directory."""
 
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gratis.attacks import build_attack
+from gratis import answers
 from gratis.balls import Ball
-from gratis.budget import passes_of
 from gratis.data import Images
-from gratis.evaluate import Robustness, clopper_pearson, robust_accuracy
-from gratis.names import spell, spell_method
+from gratis.evaluate import Robustness, check_masking, robust_accuracy
+from gratis.names import spell
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
 from gratis.setting import load_split, network, pick_device
+from gratis.unfinished import Unfinished, fingerprint
 
-SCHEMA = 1
 PICTURES = 8
 
 Progress = Callable[[str, int, int, str], None]
@@ -33,12 +29,22 @@ def nowhere(stage: str, done: int, total: int, note: str) -> None:
 
 @dataclass(frozen=True)
 class Question:
-    """What to evaluate: attacks under each ball, on the first `limit` test images."""
+    """What to evaluate: attacks under each ball, on the first `limit` test images.
+
+    alone: each attack on every image that is right when clean; otherwise each on what the ones
+    before have left, for their union alone.  checks: which masking checks are made; "full" is
+    implied by autoattack, unless it is "none".  surrogate: a run whose network lends its
+    adversarial points to them.  keep_points: every adversarial point is kept.
+    """
 
     attacks: tuple[str, ...]
     balls: tuple[Ball, ...]
     limit: int | None
     checkpoint: str
+    alone: bool = True
+    checks: Literal["none", "quick", "full"] = "quick"
+    surrogate: Run | None = None
+    keep_points: bool = False
 
     def answered_by(self, results: dict[str, Any] | None) -> bool:
         """Whether every attack under every ball stands in results.json."""
@@ -67,35 +73,141 @@ def evaluate_run(
     """Answer `asked` for a run, merge the answers into its results.json and return them.
 
     images: the test split where it is at hand; else it is loaded as the run's recipe says.
-    The same attack, threat, images and checkpoint as an earlier evaluation replaces it.
+    The same attack, threat, images and checkpoint as an earlier evaluation replaces it. An
+    evaluation that was interrupted goes on with the batch that it was at.
     """
     recipe = from_plain(run.recipe)
     state, warnings = run.load_checkpoint(asked.checkpoint)
     if images is None:
         images = load_split(recipe.data, "test")
-    results = run.results or header(run, recipe, images)
+    results = run.results or answers.header(run, recipe, images)
     if asked.limit is not None:
         images = _first(images, asked.limit)
     device = pick_device(recipe.engine.device)
     model = trained(recipe, images, state).to(device)
     if recipe.engine.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    images = images.to(device)
+    if "given" in state:
+        results |= {"method": state["given"]["model"], "given": state["given"]}
     # what the run cost, whichever of its checkpoints is evaluated
     results["budget"] = run.load_checkpoint("last")[0]["budget"]
-    answers = []
+    setting = _Setting(run, asked, recipe, model, images.to(device), state["updates"], progress)
+    given = []
     for ball in asked.balls:
-        found = _evaluation(model, images, asked.attacks, ball, recipe, progress)
-        answers += list(_entries(found, ball, images, asked, state))
-        if not run.pictures() or ball is asked.balls[0]:
-            _keep_pictures(run, found, ball, images, asked)
-        _keep_per_image(run, found, answers[-len(asked.attacks) :])
-    for answer in answers:
-        _merge(results["evaluations"], answer)
+        given += setting.under(ball, results)
     if warnings:
         results["warnings"] = warnings
     run.write_results(results)
-    return answers
+    for unfinished in setting.unfinished:
+        unfinished.done()
+    return given
+
+
+class _Setting:
+    """One model of a run and the images that it is evaluated on."""
+
+    def __init__(
+        self,
+        run: Run,
+        asked: Question,
+        recipe: Recipe,
+        model: nn.Module,
+        images: Images,
+        update: int,
+        progress: Progress,
+    ) -> None:
+        self.run, self.asked, self.recipe, self.progress = run, asked, recipe, progress
+        self.model, self.images, self.update = model, images, update
+        self.weights = fingerprint(model)
+        self.batch_size = recipe.evaluation.batch_size or 2 * recipe.data.batch_size
+        self.unfinished: list[Unfinished] = []
+
+    def under(self, ball: Ball, results: dict[str, Any]) -> list[dict[str, Any]]:
+        """Evaluate under one ball; entries go into `results`, files into the run's directory."""
+        found = self._found(ball)
+        of = {
+            **answers.about(ball, self.images, self.asked.checkpoint),
+            "update": self.update,
+            "weights": self.weights,
+        }
+        alone = self.asked.alone or len(found.attacks) == 1
+        entries = list(answers.each(found, ball, of)) if alone else [answers.in_turn(found, of)]
+        if not self.run.pictures() or ball is self.asked.balls[0]:
+            answers.keep_pictures(self.run, found, ball, self.images, self.asked.checkpoint)
+        answers.keep_per_image(self.run, found, entries)
+        if self.asked.keep_points:
+            answers.keep_points(self.run, found, entries, self.images)
+        for entry in entries:
+            answers.merge(results["evaluations"], entry)
+        if alone and len(found.attacks) > 1:
+            answers.merge(results.setdefault("unions", []), answers.union(found, of))
+        if self.asked.checks != "none":
+            checked = {**of, "judged": list(found.attacks), **self._checked(found, ball)}
+            answers.merge_checks(results.setdefault("checks", []), checked)
+        return entries
+
+    def _found(self, ball: Ball) -> Robustness:
+        asked = self.asked
+        unfinished = Unfinished.of(
+            self.run.unfinished,
+            {
+                "weights": self.weights,
+                "attacks": asked.attacks,
+                "ball": repr(ball),
+                "seed": self.recipe.seed,
+                "images": [self.images.fingerprint, len(self.images), self.batch_size],
+                "alone": asked.alone,
+                "points": asked.keep_points,
+                "torch": torch.__version__,
+            },
+        )
+        self.unfinished.append(unfinished)
+        note = f"{', '.join(asked.attacks)} at {ball.norm} {spell(ball.eps)}"
+        count = len(self.images)
+        self.progress("evaluate", 0, count, note)
+        return robust_accuracy(
+            self.model,
+            self._batches(),
+            asked.attacks,
+            ball=ball,
+            seed=self.recipe.seed,
+            alone=asked.alone,
+            examples=PICTURES,
+            points=asked.keep_points,
+            outcomes=unfinished,
+            progress=lambda done: self.progress("evaluate", done, count, note),
+        )
+
+    def _checked(self, found: Robustness, ball: Ball) -> dict[str, Any]:
+        """The masking checks that are worth their cost beside this evaluation, or all."""
+        full = self.asked.checks == "full" or "autoattack" in found.attacks
+        note = f"masking checks at {ball.norm} {spell(ball.eps)}"
+        checks = check_masking(
+            self.model,
+            self._batches,
+            found,
+            ball=ball,
+            seed=self.recipe.seed,
+            full=full,
+            alone=self.asked.alone,
+            history=[r["robust_accuracy"] for r in self.run.log() if r["kind"] == "check"] or None,
+            surrogate=self._surrogate(),
+            progress=lambda done, total, id: self.progress("check", done, total, f"{note}: {id}"),
+        )
+        return checks.plain()
+
+    def _surrogate(self) -> nn.Module | None:
+        """Another run's network for the same images."""
+        if self.asked.surrogate is None:
+            return None
+        recipe = from_plain(self.asked.surrogate.recipe)
+        state, _ = self.asked.surrogate.load_checkpoint(recipe.evaluation.checkpoint)
+        return trained(recipe, self.images, state).to(self.images.x.device).eval()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, len(self.images), self.batch_size):
+            chosen = slice(first, first + self.batch_size)
+            yield self.images.pixels(chosen), self.images.y[chosen]
 
 
 def _first(images: Images, limit: int) -> Images:
@@ -126,133 +238,3 @@ def trained(recipe: Recipe, images: Images, state: dict[str, Any]) -> nn.Module:
     except RuntimeError as error:
         raise ValueError(f"the checkpoint does not fit the recipe's network: {error}") from error
     return model
-
-
-def header(run: Run, recipe: Recipe, images: Images) -> dict[str, Any]:
-    """results.json before any evaluation."""
-    device = pick_device(recipe.engine.device)
-    return {
-        "schema": SCHEMA,
-        "versions": {
-            "gratis": version("gratis"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
-        "seed": recipe.seed,
-        "recipe_sha256": run.recipe_sha256,
-        "data": {
-            "name": images.name,
-            "split": images.split,
-            "fingerprint": images.fingerprint,
-            **({"note": images.note} if images.note else {}),
-        },
-        "method": spell_method(recipe.method),
-        "evaluations": [],
-    }
-
-
-def _cpu() -> str:
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def _evaluation(
-    model: nn.Module,
-    images: Images,
-    attacks: Sequence[str],
-    ball: Ball,
-    recipe: Recipe,
-    progress: Progress,
-) -> Robustness:
-    size = recipe.evaluation.batch_size or 2 * recipe.data.batch_size
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for first in range(0, len(images), size):
-            chosen = slice(first, first + size)
-            yield images.pixels(chosen), images.y[chosen]
-
-    note = f"{', '.join(attacks)} at {ball.norm} {spell(ball.eps)}"
-    progress("evaluate", 0, len(images), note)
-    return robust_accuracy(
-        model,
-        batches(),
-        attacks,
-        ball=ball,
-        seed=recipe.seed,
-        examples=PICTURES,
-        progress=lambda done: progress("evaluate", done, len(images), note),
-    )
-
-
-def _entries(
-    found: Robustness, ball: Ball, images: Images, asked: Question, state: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    count = len(found.robust)
-    for place, name in enumerate(found.attacks, 1):
-        meter = found.meters[place]
-        yield {
-            "attack": name,
-            "parameters": build_attack(name).parameters(ball),
-            "threat": {"norm": ball.norm, "eps": ball.eps},
-            "checkpoint": asked.checkpoint,
-            "update": state["updates"],
-            "images": {"split": images.split, "start": 0, "count": count},
-            "clean": _share(found.correct[:, 0]),
-            "robust": _share(found.correct[:, place]),
-            "seconds": found.seconds[0] + found.seconds[place],
-            "forwards": found.meters[0].forwards + meter.forwards + meter.probes,
-            "backwards": meter.probes,
-            "passes": passes_of(found.meters[0].thirds + meter.thirds, count),
-        }
-
-
-def _share(correct: Tensor) -> dict[str, Any]:
-    count, total = int(correct.sum()), len(correct)
-    return {
-        "correct": count,
-        "accuracy": count / total,
-        "ci95": list(clopper_pearson(count, total)),
-    }
-
-
-def _protocol(entry: dict[str, Any]) -> str:
-    threat, images = entry["threat"], entry["images"]
-    return (
-        f"{entry['attack']} {threat['norm']} {threat['eps']!r} {entry['checkpoint']} "
-        f"{images['split']} {images['start']}-{images['start'] + images['count']}"
-    )
-
-
-def _merge(entries: list[dict[str, Any]], answer: dict[str, Any]) -> None:
-    def same(entry: dict[str, Any]) -> bool:
-        return _protocol(entry) == _protocol(answer) and entry["parameters"] == answer["parameters"]
-
-    entries[:] = [answer if same(entry) else entry for entry in entries]
-    if answer not in entries:
-        entries.append(answer)
-
-
-def _keep_per_image(run: Run, found: Robustness, entries: list[dict[str, Any]]) -> None:
-    arrays = {}
-    for place, entry in enumerate(entries, 1):
-        name = _protocol(entry).replace(" ", "_").replace("/", "over")
-        entry["per_image"] = name
-        arrays[f"{name}.clean"] = found.correct[:, 0].numpy()
-        arrays[f"{name}.robust"] = found.correct[:, place].numpy()
-    run.write_per_image(arrays)
-
-
-def _keep_pictures(
-    run: Run, found: Robustness, ball: Ball, images: Images, asked: Question
-) -> None:
-    assert found.examples is not None
-    run.write_pictures(
-        {name: tensor.numpy() for name, tensor in vars(found.examples).items()}
-        | {
-            "classes": np.array(images.classes),
-            "attack": np.array(asked.attacks[-1]),
-            "norm": np.array(ball.norm),
-            "eps": np.array(ball.eps),
-            "checkpoint": np.array(asked.checkpoint),
-        }
-    )

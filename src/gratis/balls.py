@@ -71,12 +71,17 @@ class Ball(ABC):
         return point.clamp(self.low, self.high)
 
     def project(self, x: Tensor, delta: Tensor) -> Tensor:
-        """The point of the set next to delta: onto the ball, then onto the pixel box of x."""
+        """A point of the set near delta: onto the ball, then onto the pixel box of x."""
         return self.into_box(x, self.onto_ball(delta))
 
     def into_box(self, x: Tensor, delta: Tensor) -> Tensor:
         """delta with x + delta clipped to [low, high]; this never lengthens delta."""
         return (x + delta).clamp_(self.low, self.high).sub_(x)
+
+    def movable(self, point: Tensor, grad: Tensor) -> Tensor:
+        """grad, but 0 where a pixel of `point` stands at the box's edge and would be pushed out."""
+        stuck = ((grad > 0) & (point >= self.high)) | ((grad < 0) & (point <= self.low))
+        return grad.masked_fill(stuck & torch.isfinite(grad), 0)
 
     def ascend(self, x: Tensor, delta: Tensor, grad: Tensor, step_size: float) -> Tensor:
         """project(x, delta + step_size * steepest(grad)): one step up the loss.
@@ -103,7 +108,10 @@ class Ball(ABC):
 
     @abstractmethod
     def steepest(self, grad: Tensor) -> Tensor:
-        """The unit step along which a linear loss with gradient `grad` grows most, per image."""
+        """The unit step along which a linear loss with gradient `grad` grows most, per image.
+
+        L1 spreads it over several pixels.
+        """
 
     @abstractmethod
     def size(self, delta: Tensor) -> Tensor:
@@ -173,4 +181,82 @@ class L2(Ball):
         return per_image.view(-1, *[1] * (like.dim() - 1))
 
 
-BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2}
+@dataclass(frozen=True)
+class L1(Ball):
+    """The absolute values of each image's delta add up to eps at most: L1(12) for CIFAR-10."""
+
+    norm: ClassVar[str] = "l1"
+
+    def onto_ball(self, delta: Tensor) -> Tensor:
+        return self._shrunk(delta, delta.abs())
+
+    def project(self, x: Tensor, delta: Tensor) -> Tensor:
+        """The nearest point of the ball and the pixel box of x together, x being in the box.
+
+        One after the other would not do: the box takes most of a large pixel's change away, and
+        the ball stays half empty. Source: Croce & Hein 2021 ("Mind the box"), section 2.
+        """
+        room = torch.where(delta > 0, self.high - x, x - self.low)
+        return self._shrunk(delta, torch.minimum(delta.abs(), room.clamp_min(0)))
+
+    def _shrunk(self, delta: Tensor, room: Tensor) -> Tensor:
+        """The nearest perturbation to delta in the ball whose pixels stay within +-room.
+
+        room: the sizes that delta's pixels may keep, at most their own. Every pixel loses the
+        same amount `less` before the cut at its room (the conditions of Karush, Kuhn and Tucker).
+        As `less` falls from the largest pixel's size, the length grows in straight pieces whose
+        ends are known: the exact amount is found by sorting them.
+        """
+        # float64: the lengths of many pixels are added up
+        size, room = delta.flatten(1).abs().double(), room.flatten(1).double()
+        # a pixel starts to grow where less = size, and stops where it fills its room
+        ends = torch.cat([size, size - room], 1)
+        growing = torch.cat([torch.ones_like(size), -torch.ones_like(size)], 1)
+        ends, order = ends.sort(dim=1, descending=True, stable=True)
+        rate = growing.gather(1, order).cumsum(1)[:, :-1]
+        length = (rate * (ends[:, :-1] - ends[:, 1:])).cumsum(1)
+        piece = (length < self.eps).sum(1, keepdim=True).clamp_max(length.shape[1] - 1)
+        over = length.gather(1, piece) - self.eps
+        less = ends.gather(1, piece + 1) + over / rate.gather(1, piece).clamp_min(1)
+        less = torch.where(room.sum(1, keepdim=True) <= self.eps, 0.0, less)
+        kept = torch.minimum((size - less).clamp_min(0), room)
+        return kept.to(delta.dtype).view_as(delta).copysign(delta)
+
+    def ascend(self, x: Tensor, delta: Tensor, grad: Tensor, step_size: float) -> Tensor:
+        """As every ball's, but pixels that stand at the box's edge get no share of the step."""
+        return super().ascend(x, delta, self.movable(x + delta, grad), step_size)
+
+    def sample_unclipped(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        # shares of pixels + 1 exponentials are uniform over all shares that add up to 1
+        size = torch.empty_like(x).exponential_(generator=generator)
+        rest = x.new_empty(len(x)).exponential_(generator=generator)
+        sign = torch.empty_like(x).uniform_(-1, 1, generator=generator)
+        total = size.flatten(1).sum(1) + rest
+        return (self.eps * size / total.view(-1, *[1] * (x.dim() - 1))).copysign(sign)
+
+    def steepest(self, grad: Tensor) -> Tensor:
+        """The signs of the hundredth of the pixels with the largest gradients, at least one.
+
+        All of it in one pixel would be the best for a linear loss, but that pixel is soon at
+        the box's edge. Source: Tramer & Boneh 2019 (SLIDE), with the share of its public code.
+        """
+        return sparse_sign(grad, grad.new_full((len(grad),), 0.01 * grad[:1].numel()))
+
+    def size(self, delta: Tensor) -> Tensor:
+        return delta.flatten(1).abs().sum(1)
+
+
+def sparse_sign(grad: Tensor, counts: Tensor) -> Tensor:
+    """The unit L1 step along the signs of each image's `counts` [B] largest gradients.
+
+    counts: rounded up, at least 1; equal gradients at the border are all taken. An image whose
+    gradient is 0 everywhere gets 0.
+    """
+    size = grad.flatten(1).abs()
+    last = counts.ceil().long().clamp(1, size.shape[1]) - 1
+    border = size.sort(dim=1, descending=True).values.gather(1, last[:, None])
+    sign = torch.where(size >= border, grad.flatten(1).sign(), 0.0)
+    return (sign / sign.abs().sum(1, keepdim=True).clamp_min(1)).view_as(grad)
+
+
+BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1}

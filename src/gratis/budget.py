@@ -28,6 +28,13 @@ class Meter:
     forwards: int = 0
     extra: int = 0
 
+    def add(self, other: "Meter") -> None:
+        """Count what `other` counted too."""
+        self.passes += other.passes
+        self.probes += other.probes
+        self.forwards += other.forwards
+        self.extra += other.extra
+
     @property
     def thirds(self) -> int:
         return PASS * self.passes + PROBE * self.probes + FORWARD * self.forwards + self.extra

@@ -36,12 +36,16 @@ POINTS = 300  # a curve keeps this many; more cannot be seen at the width of the
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a figure; a NaN in `x` breaks it."""
+    """One line of a figure; a NaN in `x` breaks it.
+
+    kind: "mark" and "point" are no lines but large signs; "bar" is a thin line without any, for
+    an interval; "frontier" belongs to no series.
+    """
 
     series: int
     x: Array
     y: Array
-    kind: Literal["main", "faint", "mark"] = "main"
+    kind: Literal["main", "faint", "mark", "point", "bar", "frontier"] = "main"
 
 
 def curves_svg(
@@ -123,6 +127,12 @@ def _draw(axes: Any, curve: Curve, scale: float) -> None:
     if curve.kind == "mark":
         look |= {"marker": "X", "linestyle": "none", "markersize": 10.0, "markevery": 1}
         look |= {"zorder": 5, "markeredgewidth": 1.0}
+    if curve.kind == "point":
+        look |= {"linestyle": "none", "markersize": 8.0, "zorder": 4}
+    if curve.kind == "bar":
+        look |= {"marker": "", "linewidth": 1.4, "zorder": 3}
+    if curve.kind == "frontier":
+        look |= {"marker": "", "linewidth": 1.0, "linestyle": (0, (2, 2)), "color": _TEXT}
     axes.plot(x, y, **look)
 
 

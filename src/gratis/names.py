@@ -92,14 +92,15 @@ class AttackName:
     """An attack as typed, taken apart: `pgd-50-10:alpha=1/255`.
 
     kind: a key of ATTACKS.  steps, restarts: its numbers, 1 where it has none.
-    options: what follows the colon.
+    alpha, flags: what follows the colon.
     """
 
     text: str
     kind: str
     steps: int
     restarts: int
-    options: dict[str, float]
+    alpha: float | None
+    flags: frozenset[str]
 
 
 ATTACKS = {
@@ -116,8 +117,12 @@ ATTACKS = {
 }
 """Every kind of attack and the ways to spell it."""
 
+ATTACKS_WITH_START = ("fgsm", "bim", "pgd", "cw", "apgd-ce", "apgd-dlr", "apgd-t")
+"""Those that can be told where to begin."""
+
 WITH_ALPHA = ("fgsm", "bim", "pgd", "cw")
-ATTACK_OPTIONS = ("alpha",)
+FLAGS = {"climb-on": ("bim", "pgd", "cw"), "compatible": ("pgd",)}
+"""What may follow the colon besides alpha, and the kinds of attack that take it."""
 
 
 def parse_attack(text: str) -> AttackName:
@@ -136,16 +141,22 @@ def parse_attack(text: str) -> AttackName:
         )
     if tail and kind not in WITH_ALPHA:
         raise ValueError(f"attack {text!r}: {kind} takes no options, it is always the same")
-    options = {}
+    alpha, flags = None, set()
     for part in filter(None, tail.split(",")):
         key, equals, value = part.partition("=")
-        if key not in ATTACK_OPTIONS or not equals:
+        if key in FLAGS and kind in FLAGS[key] and not equals:
+            flags.add(key)
+        elif key == "alpha" and equals:
+            alpha = number(value)
+        else:
+            taken = ["alpha=NUMBER", *(flag for flag, kinds in FLAGS.items() if kind in kinds)]
             raise ValueError(
-                f"attack {text!r} has no option {part!r}{nearest(key, ATTACK_OPTIONS)}; "
-                f"it takes {', '.join(f'{k}=NUMBER' for k in ATTACK_OPTIONS)}"
+                f"attack {text!r} has no option {part!r}{nearest(key, ('alpha', *FLAGS))}; "
+                f"it takes {', '.join(taken)}"
             )
-        options[key] = number(value)
-        if not options[key] > 0:
-            raise ValueError(f"attack {text!r}: {key} must be positive")
+    if alpha is not None and not alpha > 0:
+        raise ValueError(f"attack {text!r}: alpha must be positive")
+    if len(flags) > 1:
+        raise ValueError(f"attack {text!r}: {' and '.join(sorted(flags))} exclude each other")
     steps, restarts = [*numbers, 1, 1][:2]
-    return AttackName(text, kind, steps, restarts, options)
+    return AttackName(text, kind, steps, restarts, alpha, frozenset(flags))

@@ -6,6 +6,10 @@
     results.json         protocol and outcome of every evaluation
     per_image.npz        one boolean per image and evaluation
     pictures.npz         a few clean and adversarial images, for the report
+    views.npz            what `gratis pictures` saw: surfaces, large radii, images that fall
+    adversarial/         every point an attack ended at, where that was asked for
+    unfinished/          an evaluation that was interrupted, batch by batch
+    verify/              verdicts of exact verification, and their summary for each radius
     report.html
 
 Nothing here imports torch at module level: the report and the listings read runs without it.
@@ -33,6 +37,9 @@ LOG = "log.jsonl"
 RESULTS = "results.json"
 PER_IMAGE = "per_image.npz"
 PICTURES = "pictures.npz"
+VIEWS = "views.npz"
+ADVERSARIAL = "adversarial"
+UNFINISHED = "unfinished"
 REPORT = "report.html"
 
 
@@ -174,6 +181,24 @@ class Run:
 
     def write_pictures(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         _write_npz(self.path / PICTURES, dict(arrays))
+
+    def views(self) -> dict[str, npt.NDArray[Any]]:
+        return _read_npz(self.path / VIEWS)
+
+    def write_views(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        _write_npz(self.path / VIEWS, dict(arrays))
+
+    def write_adversarial(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+        """Keep the points of one evaluation; returns the file's path inside the run."""
+        (self.path / ADVERSARIAL).mkdir(exist_ok=True)
+        inside = f"{ADVERSARIAL}/{name}.npz"
+        _write_npz(self.path / inside, dict(arrays))
+        return inside
+
+    @property
+    def unfinished(self) -> Path:
+        """Where interrupted evaluations lie."""
+        return self.path / UNFINISHED
 
     # --- checkpoints
 

@@ -145,7 +145,7 @@ class Evaluation:
 
     attacks: tuple[str, ...] = ("pgd-50-10",)
     eps: tuple[float, ...] | None = None
-    norm: Literal["linf", "l2"] | None = None
+    norm: Literal["linf", "l2", "l1"] | None = None
     limit: int | None = None
     checkpoint: Literal["last", "best"] = "last"
     batch_size: int | None = None

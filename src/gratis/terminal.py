@@ -98,8 +98,8 @@ def bar(label: str) -> "Iterator[Progress]":
         if stage not in shown or total != bars.tasks[shown[stage]].total:
             shown[stage] = bars.add_task(stage, total=total, note=note)
             if not console.is_terminal:
-                what = "updates" if stage == "train" else "images"
-                console.print(f"{label}: {stage} {total} {what} {note}", highlight=False)
+                what = {"train": f"{total} updates ", "check": ""}.get(stage, f"{total} images ")
+                console.print(f"{label}: {stage} {what}{note}", highlight=False)
         bars.update(shown[stage], completed=done, note=note)
 
     try:

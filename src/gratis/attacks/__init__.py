@@ -2,6 +2,7 @@
 
 from gratis.attacks.apgd import APGD
 from gratis.attacks.autoattack import STANDARD, AutoAttack
+from gratis.attacks.compatible import FastCodePGD
 from gratis.attacks.pgd import pgd
 from gratis.attacks.pgd_attack import PGD
 from gratis.attacks.search import Attack, Attacked
@@ -16,19 +17,23 @@ def build_attack(name: str) -> Attack:
     pgd-K-R climbs the cross entropy from R random starts, cw-K-R the margin (Carlini & Wagner's
     loss under projected gradient, as Madry 2018 evaluates); bim-K and fgsm start at the image,
     the latter with a single step of eps (Kurakin 2017, Goodfellow 2015). autoattack is the
-    standard version, the others its parts, and apgd-dlr.
+    standard version, the others its parts, and apgd-dlr. pgd-K-R:compatible is measured as the
+    released code of Wong 2020 does.
     """
     parsed = parse_attack(name)
     if parsed.kind in _WHOLE:
         return _WHOLE[parsed.kind]
+    if "compatible" in parsed.flags:
+        return FastCodePGD(name, parsed.steps, parsed.restarts, parsed.alpha)
     return PGD(
         name,
         parsed.steps,
         parsed.restarts,
-        parsed.options.get("alpha"),
+        parsed.alpha,
         share=1.0 if parsed.kind == "fgsm" else 0.25,
         loss="margin" if parsed.kind == "cw" else "cross-entropy",
         start="random" if parsed.kind in ("pgd", "cw") else "zero",
+        climb_on="climb-on" in parsed.flags,
     )
 
 

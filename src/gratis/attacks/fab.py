@@ -23,7 +23,7 @@ class FAB:
     Source: Croce & Hein 2020b ("Minimally distorted adversarial examples"), algorithm 1 and
     section 3; the targeted variant and its constants as in AutoAttack's released code.
     Differs from the code: an image is done once a misclassified point lies in the ball; a step's
-    forward also judges the point before it; no weight gradients. Linf and L2 alone.
+    forward also judges the point before it; no weight gradients.
     """
 
     name: str
@@ -125,16 +125,32 @@ def onto_plane(z: Tensor, slope: Tensor, level: Tensor, ball: Ball) -> Tensor:
     """The smallest move [n, ...] of z onto {slope . z = level [n]} that stays in the pixel box.
 
     Smallest in the ball's norm; where the plane lies beyond the box, the move that comes nearest.
-    Source: Croce & Hein 2020b, equation 5, solved by sorting the pixels by where they hit the box.
+    Source: Croce & Hein 2020b, equation 5 and the sections on its solution by sorting.
     """
     flat, w = z.flatten(1), slope.flatten(1)
     excess = (w * flat).sum(1) - level
     w = torch.where(excess[:, None] >= 0, w, -w)
-    excess = excess.abs()
-    # each pixel moves against w, as far as it must and the box allows: min(t * speed, room)
-    weight = w.abs()
+    # each pixel moves against w, as far as it must and the box allows
     room = torch.where(w > 0, flat - ball.low, ball.high - flat).clamp_min(0)
-    speed = torch.ones_like(w) if ball.norm == "linf" else weight
+    moved = _few_pixels if ball.norm == "l1" else _every_pixel
+    far = moved(w.abs(), room, excess.abs(), ball)
+    return (-w.sign() * far).view_as(z)
+
+
+def _few_pixels(weight: Tensor, room: Tensor, excess: Tensor, ball: Ball) -> Tensor:
+    """How far each pixel moves [n, pixels] in L1: those of largest weight first, each as far as
+    the box allows.
+    """
+    heaviest, order = weight.sort(dim=1, descending=True, stable=True)
+    gain = heaviest * room.gather(1, order)
+    wanted = excess[:, None] - (gain.cumsum(1) - gain)  # what those before it have left to do
+    share = torch.where(gain > 0, wanted / gain.clamp_min(1e-30), 0.0).clamp(0, 1)
+    return torch.zeros_like(room).scatter(1, order, share * room.gather(1, order))
+
+
+def _every_pixel(weight: Tensor, room: Tensor, excess: Tensor, ball: Ball) -> Tensor:
+    """How far each pixel moves [n, pixels] in Linf and L2: min(time * speed, room)."""
+    speed = torch.ones_like(weight) if ball.norm == "linf" else weight
     hit = torch.where(weight > 0, room / speed.clamp_min(1e-30), torch.inf)
     order = hit.argsort(1)
     sorted_hit = hit.gather(1, order)
@@ -146,9 +162,8 @@ def onto_plane(z: Tensor, slope: Tensor, level: Tensor, ball: Ball) -> Tensor:
     finite_hit = torch.where(sorted_hit.isinf(), 0.0, sorted_hit)
     reached = torch.where(sorted_hit.isinf(), torch.inf, before + rate * finite_hit)
     place = (reached < excess[:, None]).sum(1, keepdim=True)
-    last = w.shape[1] - 1
+    last = weight.shape[1] - 1
     inside = place.clamp(max=last)
     time = (excess[:, None] - before.gather(1, inside)) / rate.gather(1, inside).clamp_min(1e-30)
     time = torch.where(place > last, torch.inf, time)
-    far = torch.where(time.isinf(), room, torch.minimum(torch.nan_to_num(time * speed), room))
-    return (-w.sign() * far).view_as(z)
+    return torch.where(time.isinf(), room, torch.minimum(torch.nan_to_num(time * speed), room))

@@ -23,8 +23,11 @@ class PGD:
         otherwise (2/255 at 8/255, Wong 2020).
     loss: the task's, or "margin": best other logit minus the label's, without a cap.
     start: "random" in the ball or "zero", where a restart would find nothing new.
+    climb_on: broken images go on to the last step of the last restart, and the last misclassified
+        point is kept, which lies deeper behind the boundary; which images are broken is the same.
     An image is broken if any point of any restart is misclassified. Differs from the code of
-    Wong 2020, which keeps the point of highest loss even where another one fooled the model.
+    Wong 2020, which keeps the point of highest loss even where another one fooled the model
+    (compatible.py does as that code does).
     """
 
     name: str
@@ -34,6 +37,7 @@ class PGD:
     share: float = 0.25
     loss: Literal["cross-entropy", "margin"] = "cross-entropy"
     start: Literal["random", "zero"] = "random"
+    climb_on: bool = False
 
     def step_size(self, ball: Ball) -> float:
         return self.share * ball.eps if self.alpha is None else self.alpha
@@ -45,42 +49,63 @@ class PGD:
             "restarts": self.restarts,
             "alpha": self.step_size(ball),
             "start": self.start,
+            **({"broken images": "climb on"} if self.climb_on else {}),
         }
 
     def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
         """Attack images that the model gets right; see Attack. A broken image comes with the first
-        misclassified point met.
+        misclassified point met, or the last (`climb_on`).
         """
-        x, ball = attacked.x, attacked.ball
-        loss = margin if self.loss == "margin" else None
         adversarial, broken = attacked.unbroken()
         for restart in range(self.restarts):
-            todo = (~broken).nonzero().flatten()
+            todo = (~broken | self.climb_on).nonzero().flatten()
             if not len(todo):
                 break
-            if self.start == "random":
-                delta = starts(ball, x[todo], attacked.of(todo).keys, restart)
-            else:
-                delta = torch.zeros_like(x[todo])
-            done = 0
-            while len(todo) and done < self.steps:
-                steps = min(STEPS_BETWEEN_DROPS, self.steps - done)
-                search = Search(attacked.of(todo), loss)
-                delta = pgd(
-                    # a point counts only inside the pixel box, which rounding could leave
-                    lambda point, search=search: search.grad(ball.clip(point)),  # type: ignore[misc]
-                    x[todo],
-                    ball,
-                    steps=steps,
-                    step_size=self.step_size(ball),
-                    start=delta,
-                )
-                done += steps
-                if done == self.steps:
-                    search.look(ball.place(x[todo], delta))
-                fooled = search.fooled
-                points = ball.place(x[todo], delta)
-                points[fooled] = search.found[fooled]
-                adversarial[todo], broken[todo] = points, fooled
+            points, fooled = self._climb(attacked.of(todo), restart)
+            # a point that fools the model is not given up for one that does not
+            kept = fooled | ~broken[todo]
+            adversarial[todo[kept]] = points[kept]
+            broken[todo] |= fooled
+        return adversarial, broken
+
+    def _climb(self, attacked: Attacked, restart: int) -> tuple[Tensor, Tensor]:
+        """One restart; broken images leave the batch every few steps."""
+        x, ball = attacked.x, attacked.ball
+        adversarial, broken = attacked.unbroken()
+        delta = self._first(attacked, restart)
+        todo = torch.arange(len(x), device=x.device)
+        done = 0
+        while len(todo) and done < self.steps:
+            steps = min(STEPS_BETWEEN_DROPS, self.steps - done)
+            loss = margin if self.loss == "margin" else None
+            search = Search(attacked.of(todo), loss, latest=self.climb_on)
+            delta = pgd(
+                # a point counts only inside the pixel box, which rounding could leave
+                lambda point, search=search: search.grad(ball.clip(point)),  # type: ignore[misc]
+                x[todo],
+                ball,
+                steps=steps,
+                step_size=self.step_size(ball),
+                start=delta,
+            )
+            done += steps
+            if done == self.steps:
+                search.look(ball.place(x[todo], delta))
+            fooled = search.fooled
+            points = ball.place(x[todo], delta)
+            points[fooled] = search.found[fooled]
+            kept = fooled | ~broken[todo]
+            adversarial[todo[kept]] = points[kept]
+            broken[todo] |= fooled
+            if not self.climb_on:
                 todo, delta = todo[~fooled], delta[~fooled]
         return adversarial, broken
+
+    def _first(self, attacked: Attacked, restart: int) -> Tensor:
+        """The first perturbation of a restart."""
+        x, ball = attacked.x, attacked.ball
+        if attacked.start is not None and restart == 0:
+            return ball.project(x, attacked.start - x)
+        if self.start == "random":
+            return starts(ball, x, attacked.keys, restart)
+        return torch.zeros_like(x)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -22,7 +22,9 @@ class Attacked:
 
     losses: what is climbed unless the attack has a loss of its own.  correct: what counts as
     right.  keys: one integer an image; everything random is a function of it.
-    meter: where the cost is counted.
+    meter: where the cost is counted.  parts: where an attack made of several says how each fared.
+    start: points [B, C, H, W] of the ball where the first restart begins, in place of the
+    attack's own; for attacks that have a start.
     """
 
     model: Model
@@ -33,15 +35,29 @@ class Attacked:
     correct: Correct
     keys: list[int]
     meter: Meter
+    parts: list["Part"] = field(default_factory=list)
+    start: Tensor | None = None
 
     def of(self, rows: Tensor) -> "Attacked":
         """The images at `rows` [n] (indices) alone."""
         keys = [self.keys[i] for i in rows.tolist()]
-        return replace(self, x=self.x[rows], y=self.y[rows], keys=keys)
+        start = None if self.start is None else self.start[rows]
+        return replace(self, x=self.x[rows], y=self.y[rows], keys=keys, start=start)
 
     def unbroken(self) -> tuple[Tensor, Tensor]:
         """(adversarial, broken) as they stand before anything is tried."""
         return self.x.clone(), torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """How one attack of several fared: which images [B] it was given, which of them it broke."""
+
+    attack: str
+    given: Tensor
+    broken: Tensor
+    seconds: float
+    meter: Meter
 
 
 class Attack(Protocol):
@@ -65,11 +81,14 @@ class Search:
     """Gradients and answers at points tried, and the first misclassified point of each image.
 
     values: the loss [B] where the last gradient was taken.  fooled: bool [B].
-    found: for a fooled image, the first point that fooled it.
+    found: for a fooled image, the first point that fooled it; with `latest` the last one.
     towards: classes [B] that a targeted loss wants to know, where there is one.
     """
 
-    def __init__(self, attacked: Attacked, losses: Loss | None = None) -> None:
+    def __init__(
+        self, attacked: Attacked, losses: Loss | None = None, *, latest: bool = False
+    ) -> None:
+        self.latest = latest
         self.model, self.y, self.meter = attacked.model, attacked.y, attacked.meter
         self.losses, self.correct = losses or attacked.losses, attacked.correct
         self.fooled = torch.zeros(len(self.y), dtype=torch.bool, device=self.y.device)
@@ -112,11 +131,12 @@ class Search:
             self.towards = self.towards[chosen]
 
     def _remember(self, point: Tensor, logits: Tensor) -> None:
-        fresh = ~self.correct(logits, self.y) & ~self.fooled
+        wrong = ~self.correct(logits, self.y)
+        kept = wrong if self.latest else wrong & ~self.fooled
         if not len(self.found):
             self.found = point.clone()
-        self.found = torch.where(fresh.view(-1, *[1] * (point.dim() - 1)), point, self.found)
-        self.fooled = self.fooled | fresh
+        self.found = torch.where(kept.view(-1, *[1] * (point.dim() - 1)), point, self.found)
+        self.fooled = self.fooled | wrong
 
 
 def image_key(seed: int, image: Tensor, label: int) -> int:

@@ -62,13 +62,23 @@ def _signs(x: Tensor, generator: torch.Generator) -> Tensor:
     return (torch.randint(0, 2, x.shape, generator=generator) * 2 - 1).to(x)
 
 
-def iterated_fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float, steps: int = 20) -> Tensor:
+def iterated_fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    steps: int = 20,
+    towards: Tensor | None = None,
+) -> Tensor:
     """x [B, C, H, W] after `steps` signed steps of eps / 10 up the loss, inside eps and [0, 1].
 
-    No random start; eval mode and fp32. Source: BIM (Kurakin 2017), with which Shafahi 2019 makes
-    its pictures at eps 30/255; the number and size of steps are this package's choice.
+    towards: classes [B] whose loss is descended instead. No random start; eval mode and fp32.
+    Source: BIM (Kurakin 2017), with which Shafahi 2019 makes its pictures at eps 30/255; the
+    number and size of steps are this package's choice.
     """
     ball = Linf(eps)
     probe = Prober(model, norm="eval")
-    delta = pgd(lambda point: probe(point, y), x, ball, steps=steps, step_size=eps / 10)
+    aim, sign = (y, 1) if towards is None else (towards, -1)
+    delta = pgd(lambda point: sign * probe(point, aim), x, ball, steps=steps, step_size=eps / 10)
     return ball.place(x, delta)

@@ -3,18 +3,24 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from gratis.attacks import Attack, Attacked, build_attack
-from gratis.attacks.search import image_key
+from gratis.attacks.search import Part, image_key
 from gratis.balls import Ball
 from gratis.budget import Meter
+from gratis.evaluate.answered import Answered, Outcomes, joined
 from gratis.tasks import Classification
 
 Progress = Callable[[int], None]
+
+SLACK = 1e-5
+SPACING = 2.0**-24
+"""A perturbation's norm may exceed eps by SLACK x eps, and by as much as float32 pixels, which
+lie SPACING apart just below 1, can shift it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,11 @@ class Examples:
 class Robustness:
     """correct: bool [N, 1 + attacks]; column 0 clean, column k attack k alone (only images
     that are right when clean can be right under attack). robust: bool [N], under all of them.
+    With alone=False column k is what stands after the first k attacks.
     seconds, meters: one for each column.  examples: the first images under the last attack.
+    parts: for each attack how its parts fared, for one that has any (autoattack).
+    adversarial: [attacks, N, C, H, W] on the CPU, where the points were asked for: for a broken
+    image a misclassified point, for the others the last one tried.
     """
 
     attacks: tuple[str, ...]
@@ -41,6 +51,8 @@ class Robustness:
     seconds: tuple[float, ...]
     meters: tuple[Meter, ...]
     examples: Examples | None
+    parts: tuple[tuple[Part, ...], ...] = ()
+    adversarial: Tensor | None = None
 
 
 def robust_accuracy(
@@ -51,7 +63,10 @@ def robust_accuracy(
     ball: Ball,
     task: Classification | None = None,
     seed: int = 0,
+    alone: bool = True,
     examples: int = 0,
+    points: bool = False,
+    outcomes: Outcomes | None = None,
     progress: Progress | None = None,
 ) -> Robustness:
     """Evaluate `model` (images in the ball's range -> logits [B, K]) in eval mode and fp32.
@@ -60,69 +75,125 @@ def robust_accuracy(
     attacks: names such as "pgd-50-10" or "pgd-50-10:alpha=0.01".
     Random starts are a function of (seed, an image's pixels and label, restart), never of its
     place in a batch. The model's mode, gradients and running statistics are left as they were.
-    examples: how many images to keep for pictures.  progress: called with images done so far.
+    An image counts as broken by an attack only if the point found is misclassified when the
+    model is asked again, and lies in the ball.
+    alone: every attack is given every image that is right when clean; otherwise only what the
+    attacks before have left, which costs less and is all that `robust` needs.
+    examples: how many images to keep for pictures.  points: keep every adversarial point.
+    outcomes: where batches already answered are kept; the same loader and arguments are needed.
+    progress: called with images done so far.
     """
     task = task or Classification()
     plan = [build_attack(name) for name in attacks]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    seconds = [0.0] * (1 + len(plan))
-    meters = [Meter() for _ in range(1 + len(plan))]
-    rows: list[Tensor] = []
+    answers: list[Answered] = []
     kept: Examples | None = None
     duplicates: dict[int, int] = {}
     done = 0
     with as_evaluated(model):
-        for x, y in loader:
+        for place, (x, y) in enumerate(loader):
             x, y = x.to(device), y.to(device)
             ball.check(x)
-            clock = time.perf_counter()
-            with torch.no_grad():
-                logits = model(x)
-            meters[0].forwards += len(x)
-            right = task.correct(logits, y)
-            seconds[0] += time.perf_counter() - clock
             keys = [
                 _key(seed, image, int(label), duplicates) for image, label in zip(x, y, strict=True)
             ]
-            columns, adversarial = [right], x
-            for place, attack in enumerate(plan, 1):
-                clock = time.perf_counter()
-                adversarial, standing = _under(
-                    attack, model, x, y, right, ball, task, keys, meters[place]
-                )
-                columns.append(standing)
-                seconds[place] += time.perf_counter() - clock
+            answered = outcomes.get(place) if outcomes else None
+            if answered is None:
+                attacked = Attacked(model, x, y, ball, task.losses, task.correct, keys, Meter())
+                wanted = len(x) if points else min(examples, len(x)) * (place == 0)
+                answered = _answer(plan, attacked, alone, wanted)
+                if outcomes:
+                    outcomes.put(place, answered)
             if examples and kept is None:
-                kept = _examples(model, x[:examples], adversarial[:examples], y[:examples])
-            rows.append(torch.stack(columns, 1).cpu())
+                last = answered.adversarial[-1][:examples] if plan else x[:examples]
+                kept = _examples(model, x[:examples], last.to(x), y[:examples])
+            answers.append(answered)
             done += len(x)
             if progress:
                 progress(done)
-    if not rows:
+    if not answers:
         raise ValueError("no images to evaluate: the loader was empty")
-    correct = torch.cat(rows)
-    return Robustness(tuple(attacks), correct, correct.all(1), tuple(seconds), tuple(meters), kept)
+    return _together(tuple(attacks), answers, kept, points)
 
 
-def _under(
-    attack: Attack,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    right: Tensor,
-    ball: Ball,
-    task: Classification,
-    keys: list[int],
-    meter: Meter,
-) -> tuple[Tensor, Tensor]:
-    """The attacked images and which are still right; misclassified ones are left alone."""
+def _together(
+    attacks: tuple[str, ...], answers: list[Answered], kept: Examples | None, points: bool
+) -> Robustness:
+    """The batches' answers as one."""
+    correct = torch.cat([answered.correct for answered in answers])
+    meters = [Meter() for _ in range(1 + len(attacks))]
+    for answered in answers:
+        for total, meter in zip(meters, answered.meters, strict=True):
+            total.add(meter)
+    return Robustness(
+        attacks,
+        correct,
+        correct.all(1),
+        tuple(map(sum, zip(*(answered.seconds for answered in answers), strict=True))),
+        tuple(meters),
+        kept,
+        tuple(joined(answers, k) for k in range(len(attacks))),
+        torch.cat([answered.adversarial for answered in answers], 1) if points else None,
+    )
+
+
+def _answer(plan: list[Attack], attacked: Attacked, alone: bool, points: int) -> Answered:
+    """One batch under every attack; the first `points` images' points are kept."""
+    x = attacked.x
+    clock = time.perf_counter()
+    with torch.no_grad():
+        clean = attacked.correct(attacked.model(x), attacked.y)
+    seconds = [time.perf_counter() - clock]
+    columns, meters, parts = [clean], [Meter(forwards=len(x))], []
+    found = [x.new_empty((0, points, *x.shape[1:]))]
+    for attack in plan:
+        clock = time.perf_counter()
+        given = replace(attacked, meter=Meter(), parts=[])
+        adversarial, standing = _under(attack, given, clean if alone else columns[-1])
+        columns.append(standing)
+        meters.append(given.meter)
+        parts.append(given.parts)
+        found.append(adversarial[None, :points])
+        seconds.append(time.perf_counter() - clock)
+    return Answered(torch.stack(columns, 1).cpu(), seconds, meters, parts, torch.cat(found).cpu())
+
+
+def _under(attack: Attack, attacked: Attacked, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The attacked images and which are still right; those not `right` are left alone."""
     todo = right.nonzero().flatten()
-    adversarial, standing = x.clone(), torch.zeros_like(right)
+    adversarial, standing = attacked.x.clone(), torch.zeros_like(right)
     if len(todo):
-        whole = Attacked(model, x, y, ball, task.losses, task.correct, keys, meter)
-        points, broken = attack(whole.of(todo))
-        adversarial[todo], standing[todo] = points, ~broken
+        given = attacked.of(todo)
+        points, broken = attack(given)
+        adversarial[todo], standing[todo] = points, ~confirmed(given, points, broken)
+        attacked.parts[:] = [_of_batch(part, todo, len(right)) for part in attacked.parts]
     return adversarial, standing
+
+
+def confirmed(attacked: Attacked, points: Tensor, broken: Tensor) -> Tensor:
+    """Which of the `broken` images [B] really are: the point lies in the ball and in the pixel
+    range, and the model, asked again, is wrong there.
+    """
+    rows, ball = broken.nonzero().flatten(), attacked.ball
+    if not len(rows):
+        return broken
+    x, point = attacked.x[rows], points[rows]
+    rounding = ball.size(torch.full_like(x, SPACING, dtype=torch.float64))
+    near = ball.size(point.double() - x.double()) <= ball.eps * (1 + SLACK) + rounding
+    inside = ((point >= ball.low) & (point <= ball.high)).flatten(1).all(1)
+    with torch.no_grad():
+        wrong = ~attacked.correct(attacked.model(point), attacked.y[rows])
+    attacked.meter.forwards += len(rows)
+    really = broken.clone()
+    really[rows] = near & inside & wrong
+    return really
+
+
+def _of_batch(part: Part, rows: Tensor, count: int) -> Part:
+    """A part's flags for all `count` images of a batch, where it was told of `rows` alone."""
+    given, broken = torch.zeros(2, count, dtype=torch.bool)
+    given[rows.cpu()], broken[rows.cpu()] = part.given.cpu(), part.broken.cpu()
+    return replace(part, given=given, broken=broken)
 
 
 def _key(seed: int, image: Tensor, label: int, duplicates: dict[int, int]) -> int:

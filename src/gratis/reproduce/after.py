@@ -15,7 +15,8 @@ from gratis.assess import trained
 from gratis.balls import Linf
 from gratis.data import Images, Loader
 from gratis.evaluate.branches import pass_accuracies
-from gratis.evaluate.landscape import iterated_fgsm, surfaces
+from gratis.evaluate.landscape import iterated_fgsm
+from gratis.pictures import surface_arrays
 from gratis.recipe import Recipe
 from gratis.reproduce.papers import Extra, Scale
 from gratis.run import Run
@@ -55,10 +56,7 @@ def landscape(run: Run, recipe: Recipe, scale: Scale) -> dict[str, float]:
     """Loss surfaces, and how far the loss rises from the images to 8/255 in each direction."""
     images, model = _tested(run, recipe, SURFACE_IMAGES)
     x, y = images.pixels(slice(None)), images.y
-    arrays: dict[str, npt.NDArray[np.float32]] = {}
-    for radius in SURFACE_RADII:
-        for name, surface in surfaces(model, x, y, radius=radius, seed=recipe.seed).items():
-            arrays[f"{name} {radius!r}"] = surface.losses.numpy()
+    arrays = surface_arrays(model, x, y, SURFACE_RADII, seed=recipe.seed)
     _keep(run.path / SURFACES, **arrays)
     near = arrays[f"adversarial {SURFACE_RADII[0]!r}"]
     centre = len(near) // 2

@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from gratis.figures import COLOURS, MARKERS, Array, Curve, amplified, curves_svg, png_data_uri
-from gratis.names import spell
+from gratis.figures import COLOURS, MARKERS, Curve, curves_svg
+from gratis.report import images
 from gratis.reproduce.papers import Sweep, Table
 from gratis.run import Record, Run
 
 PICTURES, SURFACES = "bim.npz", "surfaces.npz"
-CELL = 14  # pixels of a surface's side for each of its points
-LOW, HIGH = np.array([0.10, 0.15, 0.45]), np.array([1.00, 0.86, 0.35])
 
 
 def figures(table: Table, record: Record, folder: Path) -> list[Record]:
@@ -89,65 +87,16 @@ def _key(name: str, series: int) -> Record:
 
 
 def pictures(record: Record, folder: Path) -> list[Record]:
-    """The BIM pictures of each row: {title, factor, columns}, the images as data URIs."""
-    found = []
-    for title, arrays in _arrays(record, folder, PICTURES):
-        names = [str(name) for name in arrays["classes"]]
-        perturbation, factor = amplified(arrays["clean"], arrays["adversarial"])
-        columns = [
-            {
-                "label": names[arrays["label"][i]],
-                "before": names[arrays["clean_prediction"][i]],
-                "after": names[arrays["adversarial_prediction"][i]],
-                "clean": png_data_uri(arrays["clean"][i]),
-                "perturbation": png_data_uri(perturbation[i]),
-                "adversarial": png_data_uri(arrays["adversarial"][i]),
-            }
-            for i in range(len(arrays["clean"]))
-        ]
-        found.append({"title": title, "factor": f"{factor:g}", "columns": columns})
-    return found
+    """The BIM pictures of each row, with its title."""
+    return [
+        {"title": title, **images.attacked(arrays)}
+        for title, arrays in _arrays(record, folder, PICTURES)
+    ]
 
 
 def surfaces(record: Record, folder: Path) -> list[Record]:
-    """The surfaces at each radius, all of a radius in one scale: {radius, low, high, maps}."""
-    rows = _arrays(record, folder, SURFACES)
-    radii = sorted({float(name.split()[1]) for _, arrays in rows for name in arrays})
-    found = []
-    for radius in radii:
-        maps = [
-            (title, name.split()[0], losses)
-            for title, arrays in rows
-            for name, losses in arrays.items()
-            if float(name.split()[1]) == radius
-        ]
-        low = min(float(losses.min()) for *_, losses in maps)
-        high = max(float(losses.max()) for *_, losses in maps)
-        found.append(
-            {
-                "radius": spell(radius),
-                "low": f"{low:.3f}",
-                "high": f"{high:.3f}",
-                "maps": [
-                    {
-                        "title": title,
-                        "kind": kind,
-                        "centre": f"{losses[len(losses) // 2, len(losses) // 2]:.3f}",
-                        "highest": f"{losses.max():.3f}",
-                        "image": png_data_uri(_coloured(losses, low, high)),
-                        "size": CELL * len(losses),
-                    }
-                    for title, kind, losses in maps
-                ],
-            }
-        )
-    return found
-
-
-def _coloured(losses: Array, low: float, high: float) -> Array:
-    """[n, n] -> [3, n, n] from dark to bright."""
-    share = (losses - low) / max(high - low, 1e-12)
-    return LOW[:, None, None] * (1 - share) + HIGH[:, None, None] * share
+    """The surfaces of all rows at each radius."""
+    return images.surfaces(_arrays(record, folder, SURFACES))
 
 
 def _arrays(record: Record, folder: Path, file: str) -> Sequence[tuple[str, dict[str, Any]]]:

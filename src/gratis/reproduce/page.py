@@ -25,7 +25,7 @@ def write(table: Table, record: Record, folder: Path) -> list[Path]:
         remarks=remarks(record),
         figures=drawings.figures(table, record, folder),
         pictures=drawings.pictures(record, folder),
-        surfaces=drawings.surfaces(record, folder),
+        surfaces_at=drawings.surfaces(record, folder),
     )
     contents = {
         JSON: json.dumps(record, indent=2) + "\n",

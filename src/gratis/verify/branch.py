@@ -24,12 +24,15 @@ CANDIDATES = 4
 class Found:
     """outcome of a search. value: the bound proved for all of it, where proved or undecided.
     nodes: subproblems bounded.  point [1, C, H, W]: the confirmed counterexample.
+    At the deadline, left: what is still to be searched, ties too;  closed: the bound of the rest.
     """
 
     outcome: Literal["proved", "broken", "undecided"]
     value: float
     nodes: int
     point: Tensor | None = None
+    left: Nodes | None = None
+    closed: float = float("inf")
 
 
 def branch_and_bound(
@@ -50,11 +53,15 @@ def branch_and_bound(
     than from open units, a linear program finds the best ones; so a node without open units is
     decided exactly.
     """
-    proved = stuck = float("inf")
+    proved = float("inf")
+    ties: list[Nodes] = []
     seen = len(nodes)
     while len(nodes):
         if time.perf_counter() > deadline:
-            return Found("undecided", min(proved, stuck, float(nodes.value.min())), seen)
+            for tie in ties:
+                nodes = nodes.join(tie)
+            value = min(proved, float(nodes.value.min()))
+            return Found("undecided", value, seen, left=nodes, closed=proved)
         order = nodes.value.argsort()
         now, nodes = nodes.take(order[:NODES_AT_ONCE]), nodes.take(order[NODES_AT_ONCE:])
         is_open = _is_open(now)
@@ -65,7 +72,7 @@ def branch_and_bound(
                 proved = min(proved, value)
                 continue
             # a tie, or a point that the two precisions do not both call wrong, stays open
-            stuck = min(stuck, value)
+            ties.append(node)
             if point is not None and (held := confirm(point)) is not None:
                 return Found("broken", value, seen, held)
         now = now.take(is_open)
@@ -79,8 +86,8 @@ def branch_and_bound(
         done = children.value > enough
         proved = min([proved, *children.value[done].tolist()])
         nodes = nodes.join(children.take(~done))
-    outcome: Literal["proved", "undecided"] = "proved" if stuck == float("inf") else "undecided"
-    return Found(outcome, min(proved, stuck), seen)
+    stuck = [float(tie.value) for tie in ties]
+    return Found("undecided" if ties else "proved", min([proved, *stuck]), seen)
 
 
 def _is_open(nodes: Nodes) -> Tensor:

@@ -1,7 +1,13 @@
 """The summary of a verification on the terminal."""
 
+from typing import TYPE_CHECKING
+
 from gratis.names import spell
 from gratis.run import Record
+from gratis.verify.solver import INSTALL
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WHAT = {
     "clean": "classified wrongly",
@@ -11,6 +17,8 @@ WHAT = {
     "second attack": "second attack",
     "sharpen": "units' own slopes",
     "branch": "branch and bound",
+    "lp": "linear programs",
+    "milp": "integer programs (SCIP)",
 }
 
 
@@ -49,3 +57,26 @@ def show(summary: Record) -> None:
     console.print(
         f"verified accuracy: {between} % of these images; 95 % interval {ends} %", highlight=False
     )
+    missing = [name for name, there in summary["solvers"].items() if not there]
+    if missing:
+        console.print(
+            f"not installed, so not tried: {', '.join(missing)} ({INSTALL})",
+            highlight=False,
+            markup=False,
+        )
+    if "cross_check" in summary:
+        _show_cross_check(console, summary["cross_check"])
+
+
+def _show_cross_check(console: "Console", check: Record) -> None:
+    """How many images SCIP agreed on, and each one that it did not."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in check["counts"].items())
+    console.print(f"cross-check by SCIP: {counts}", highlight=False)
+    for image in check["images"]:
+        if image["outcome"] != "agreed":
+            console.print(
+                f"  image {image['index']}, {image['verdict']} by {WHAT[image['rung']]}: "
+                f"{image['outcome']}; {image['targets_proved']} of {image['targets']} classes "
+                f"excluded in {image['seconds']:.0f} s",
+                highlight=False,
+            )

@@ -1,10 +1,8 @@
-"""One image after the other up the ladder: clean, attacks, CROWN, alpha-CROWN, branch and bound."""
+"""One image after the other up the ladder: clean, attacks, CROWN, alpha-CROWN, complete search."""
 
 import copy
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -18,12 +16,13 @@ from gratis.evaluate.robustness import as_evaluated
 from gratis.losses import margin
 from gratis.tasks import Classification
 from gratis.verify.bounds import Box, crown_bounds, lines, lower_bound, margin_rows
-from gratis.verify.branch import branch_and_bound
 from gratis.verify.lower import lowered
 from gratis.verify.nodes import Problem, roots
+from gratis.verify.search import Search, timed
 from gratis.verify.slopes import improved, sharpened
+from gratis.verify.solver import installed
 
-RUNGS = ("clean", "attack", "crown", "alpha", "second attack", "sharpen", "branch")
+RUNGS = ("clean", "attack", "crown", "alpha", "second attack", "sharpen", "branch", "lp", "milp")
 """From cheap to dear; each sees what the ones before have left."""
 
 VERDICTS = ("safe", "unsafe", "undecided", "misclassified")
@@ -38,11 +37,12 @@ CLASSES_FOR_TARGETED = 4
 
 @dataclass(frozen=True)
 class Settings:
-    """What a verdict may depend on besides the network, the ball and the image.
+    """How hard an image is tried; only whether it stays undecided depends on it.
 
     attack: tried on every image, in float32.  second_attack: on those that CROWN leaves; used
     with four classes or more.  alpha_steps: Adam steps on the slopes.
-    time_limit: seconds of branch and bound an image.
+    time_limit: seconds of branch and bound and linear programs an image, and as many again of
+    integer programs.
     """
 
     attack: str = "cw-50-2"
@@ -89,13 +89,13 @@ class Verifier:
         self.model = model
         self.double = copy.deepcopy(model).double()
         self.ball, self.settings, self.task = ball, settings, Classification()
+        self.solvers = installed()
 
     def question(self) -> dict[str, Any]:
-        """What the verdicts are about, for records: network, ball and settings."""
+        """What the verdicts are about, for records: they hold whatever the settings were."""
         return {
             "network_sha256": self.network.sha256,
             "threat": {"norm": self.ball.norm, "eps": self.ball.eps},
-            "settings": asdict(self.settings),
             "least_margin": [LEAST_MARGIN, ROUNDING],
         }
 
@@ -163,7 +163,7 @@ class Verifier:
             margins = self.margins(point, label)
             return Verdict("unsafe", rung, None, nodes, point, margins, seconds)
 
-        with _timed(seconds, "clean"):
+        with timed(seconds, "clean"):
             if not self._right(x, label):
                 return Verdict("misclassified", "clean", seconds=seconds)
         if attacked is not None:
@@ -172,7 +172,7 @@ class Verifier:
         enough = max(LEAST_MARGIN, ROUNDING * largest)
         targets = torch.arange(self.network.classes, device=x.device)
         targets = targets[targets != label]
-        with _timed(seconds, "crown"), torch.no_grad():
+        with timed(seconds, "crown"), torch.no_grad():
             box = Box.around(x, self.ball.eps, self.ball.low, self.ball.high)
             bounds = crown_bounds(self.network, box)
             rows = margin_rows(self.network, label, targets)
@@ -181,7 +181,7 @@ class Verifier:
         if proved.all():
             return Verdict("safe", "crown", float(values.min()), seconds=seconds)
         problem = Problem(self.network, box, label, tuple(bounds))
-        with _timed(seconds, "alpha"):
+        with timed(seconds, "alpha"):
             nodes = roots(problem, targets[~proved])
             nodes = improved(problem, nodes, self.settings.alpha_steps, enough)
         done = nodes.value > enough
@@ -189,13 +189,13 @@ class Verifier:
         if done.all():
             return Verdict("safe", "alpha", min(kept), seconds=seconds)
         if self.network.classes >= CLASSES_FOR_TARGETED:
-            with _timed(seconds, "second attack"):
+            with timed(seconds, "second attack"):
                 y = torch.tensor([label], device=x.device)
                 (point,) = self.attacked(self.settings.second_attack, x, y)
             if point is not None:
                 return unsafe("second attack", point)
         nodes = nodes.take(~done)
-        with _timed(seconds, "sharpen"):
+        with timed(seconds, "sharpen"):
             problem = sharpened(problem, self.settings.alpha_steps // 2)
             again = improved(
                 problem, roots(problem, nodes.target), self.settings.alpha_steps, enough
@@ -206,20 +206,21 @@ class Verifier:
         kept += nodes.value[done].tolist()
         if done.all():
             return Verdict("safe", "sharpen", min(kept), seconds=seconds)
-        with _timed(seconds, "branch"):
-            found = branch_and_bound(
-                problem,
-                nodes.take(~done),
-                enough=enough,
-                deadline=time.perf_counter() + self.settings.time_limit,
-                confirm=lambda point: self.confirm(x, label, point),
-            )
+        search = Search(
+            enough,
+            self.settings.alpha_steps,
+            self.settings.time_limit,
+            self.solvers,
+            lambda point: self.confirm(x, label, point),
+        )
+        rung, found = search.run(problem, nodes.take(~done), seconds)
         if found.point is not None:
-            return unsafe("branch", found.point, found.nodes)
+            return unsafe(rung, found.point, found.nodes)
+        least = min([found.value, *kept])
         return Verdict(
             "safe" if found.outcome == "proved" else "undecided",
-            "branch",
-            min([found.value, *kept]),
+            rung,
+            least if isfinite(least) else None,
             found.nodes,
             seconds=seconds,
         )
@@ -237,12 +238,3 @@ class Verifier:
                 "(a layer with hooks or parametrizations?)"
             )
         return bool(right)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], rung: str) -> Iterator[None]:
-    clock = time.perf_counter()
-    try:
-        yield
-    finally:
-        seconds[rung] = time.perf_counter() - clock

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -26,9 +27,11 @@ from gratis.names import spell
 from gratis.recipe import from_plain
 from gratis.run import LogWriter, Record, Run
 from gratis.setting import load_split, pick_device
+from gratis.verify.check import crossed
 from gratis.verify.image import RUNGS, VERDICTS, Settings, Verdict, Verifier
+from gratis.verify.solver import INSTALL, INTEGER, LINEAR
 
-SCHEMA = 1
+SCHEMA = 2
 
 IMAGES_AT_ONCE = 50
 """In the first attack. Blocks start at multiples of it, so that resuming changes no batch."""
@@ -41,13 +44,16 @@ def verify_run(
     *,
     limit: int | None = None,
     checkpoint: str = "last",
+    cross_check: int = 0,
     progress: Progress = nowhere,
     images: Images | None = None,
 ) -> Record:
     """Verify the first `limit` test images within `ball` and return the summary, also written.
 
-    Images with a verdict about the same network, ball, data and settings are not done again; an
-    interruption loses the image at hand. images: the test split where it is at hand.
+    What was decided about the same network, ball and data is not asked again, whatever the
+    settings were; undecided images are tried again with a longer time limit or with solvers that
+    were not there. An interruption loses the image at hand. cross_check: so many decided images
+    are solved by SCIP as well. images: the test split where it is at hand.
     """
     recipe = from_plain(run.recipe)
     state, warnings = run.load_checkpoint(checkpoint)
@@ -55,6 +61,10 @@ def verify_run(
         images = load_split(recipe.data, "test")
     model = trained(recipe, images, state).to(pick_device(recipe.engine.device))
     verifier = Verifier(model, tuple(images.x.shape[1:]), ball, settings)
+    if cross_check and not {LINEAR, INTEGER} <= set(verifier.solvers):
+        raise ValueError(
+            f"a cross-check needs {LINEAR} and {INTEGER}, which are not both installed: {INSTALL}"
+        )
     question = {
         "schema": SCHEMA,
         **verifier.question(),
@@ -63,9 +73,14 @@ def verify_run(
     count = len(images) if limit is None else min(limit, len(images))
     stem = run.path / "verify" / f"linf-{spell(ball.eps).replace('/', 'over')}"
     stem.parent.mkdir(exist_ok=True)
-    records = _verdicts(Path(f"{stem}.jsonl"), question, verifier, images, count, progress)
+    before = _before(Path(f"{stem}.json"), question)
+    log = Path(f"{stem}.jsonl")
+    known = _known(log, question, settings, before)
+    records = _verdicts(log, known, question, verifier, images, count, progress)
     summary = {
         **question,
+        "settings": asdict(settings),
+        "solvers": {name: name in verifier.solvers for name in (LINEAR, INTEGER)},
         "images": {"split": images.split, "start": 0, "count": count},
         "checkpoint": checkpoint,
         "update": state["updates"],
@@ -73,26 +88,74 @@ def verify_run(
         **({"warnings": warnings} if warnings else {}),
         **counted(records),
     }
+    if cross_check:
+        summary["cross_check"] = crossed(verifier, images, records, cross_check, progress)
+    elif "cross_check" in before:
+        summary["cross_check"] = before["cross_check"]
     fresh = Path(f"{stem}.json.tmp")
     fresh.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     os.replace(fresh, f"{stem}.json")
     return summary
 
 
+def _before(path: Path, question: Record) -> Record:
+    """The summary that is there, where it is about the same network, ball and data."""
+    summary: Record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    about = ("network_sha256", "threat", "least_margin", "data")
+    return summary if all(summary.get(key) == question[key] for key in about) else {}
+
+
+def _key(question: Record) -> str:
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _known(path: Path, question: Record, settings: Settings, before: Record) -> dict[int, Record]:
+    """The file's records about `question`, by image; a decided one before an undecided one.
+
+    Questions of schema 1 held the settings as well, the time limit among them: those of the
+    present, of the usual and of the last summary's limit are recognised.
+    """
+    keys: dict[str, Record] = {}
+    last = before.get("settings", {}).get("time_limit", settings.time_limit)
+    for seconds in (Settings.time_limit, last, settings.time_limit):
+        formerly = asdict(replace(settings, time_limit=seconds))
+        key = _key({**question, "schema": 1, "settings": formerly})
+        keys[key] = {"time_limit": seconds, "solvers": []}
+    keys[_key(question)] = {}
+    known: dict[int, Record] = {}
+    for record in _read(path):
+        index = record["index"]
+        if record["question"] in keys and not _decided(known.get(index)):
+            known[index] = {**keys[record["question"]], **record}
+    return known
+
+
+def _decided(record: Record | None) -> bool:
+    return record is not None and record["verdict"] != "undecided"
+
+
+def _settled(record: Record | None, verifier: Verifier) -> bool:
+    """Whether to try again would do no more than was done."""
+    if record is None or _decided(record):
+        return record is not None
+    longer = verifier.settings.time_limit > record["time_limit"]
+    return not longer and set(verifier.solvers) <= set(record["solvers"])
+
+
 def _verdicts(
     path: Path,
+    known: dict[int, Record],
     question: Record,
     verifier: Verifier,
     images: Images,
     count: int,
     progress: Progress,
 ) -> list[Record]:
-    """The records of the first `count` images, those in the file or fresh ones."""
-    key = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:16]
-    known = {r["index"]: r for r in _read(path) if r["question"] == key}
+    """The records of the first `count` images, those known or fresh ones."""
+    done = {i: known[i] for i in range(count) if _settled(known.get(i), verifier)}
     device = next(verifier.model.parameters()).device
     writer = LogWriter(path)
-    counts = Counter(known[i]["verdict"] for i in range(count) if i in known)
+    counts = Counter(record["verdict"] for record in done.values())
 
     def show() -> None:
         note = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
@@ -102,7 +165,7 @@ def _verdicts(
     try:
         for start in range(0, count, IMAGES_AT_ONCE):
             block = range(start, min(start + IMAGES_AT_ONCE, count))
-            if all(i in known for i in block):
+            if all(i in done for i in block):
                 continue
             whole = slice(start, min(start + IMAGES_AT_ONCE, len(images)))
             x, y = images.pixels(whole).to(device), images.y[whole].to(device)
@@ -110,19 +173,26 @@ def _verdicts(
             points = verifier.attacked(verifier.settings.attack, x, y)
             attack_seconds = (time.perf_counter() - clock) / len(x)
             for i in block:
-                if i in known:
+                if i in done:
                     continue
                 at = i - start
                 verdict = verifier.verdict(x[at : at + 1], int(y[at]), points[at])
                 verdict.seconds["attack"] = attack_seconds
-                known[i] = {"question": key, "index": i, "label": int(y[at]), **_plain(verdict)}
-                writer.write(known[i])
+                done[i] = {
+                    "question": _key(question),
+                    "index": i,
+                    "label": int(y[at]),
+                    **_plain(verdict),
+                    "time_limit": verifier.settings.time_limit,
+                    "solvers": list(verifier.solvers),
+                }
+                writer.write(done[i])
                 writer.flush()
                 counts[verdict.verdict] += 1
                 show()
     finally:
         writer.close()
-    return [known[i] for i in range(count)]
+    return [done[i] for i in range(count)]
 
 
 def _read(path: Path) -> list[Record]:
@@ -140,7 +210,7 @@ def _plain(verdict: Verdict) -> Record:
     return {
         "verdict": verdict.verdict,
         "rung": verdict.rung,
-        "bound": verdict.bound if verdict.bound is None or np.isfinite(verdict.bound) else None,
+        "bound": verdict.bound,
         "nodes": verdict.nodes,
         "margins": verdict.margins,
         "point": None if verdict.point is None else encoded(verdict.point),
@@ -185,7 +255,7 @@ def counted(records: list[Record]) -> dict[str, Any]:
             "mean": mean(seconds),
             "median": median(seconds),
             "largest": max(seconds),
-            "by_rung": {rung: sum(r["seconds"][rung] for r in records) for rung in RUNGS},
+            "by_rung": {rung: sum(r["seconds"].get(rung, 0.0) for r in records) for rung in RUNGS},
         },
     }
 

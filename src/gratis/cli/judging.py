@@ -1,0 +1,141 @@
+"""The commands about a trained run: evaluate, verify, pictures, report, export."""
+
+import argparse
+
+from gratis import recipe as recipes
+from gratis import terminal
+from gratis.cli.paths import refuse_taken, run_and_checkpoint, runs_at, write_page
+from gratis.names import parse_attack
+from gratis.run import REPORT, VIEWS, Run
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Attack a trained run, or a model of your own, and add the outcome to its results."""
+    for attack in options.attack or []:
+        parse_attack(attack)
+    run, checkpoint = _evaluated(options)
+    from dataclasses import replace
+
+    from gratis.assess import evaluate_run, question
+    from gratis.recipe import from_plain
+
+    asked = question(from_plain(run.recipe))
+    balls = asked.balls
+    if options.eps is not None:
+        balls = (replace(balls[0], eps=options.eps),)
+    asked = replace(
+        asked,
+        attacks=tuple(options.attack or asked.attacks),
+        balls=balls,
+        limit=options.limit if options.limit is not None else asked.limit,
+        checkpoint=checkpoint or asked.checkpoint,
+        alone=not options.union,
+        checks=options.checks,
+        surrogate=Run.open(options.surrogate) if options.surrogate else None,
+        keep_points=options.save_adversarial,
+    )
+    with run.locked(), terminal.bar(run.path.name) as progress:
+        evaluate_run(run, asked, progress)
+    terminal.table([run])
+    write_page([run], run.path / REPORT)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Prove that no attack can succeed, image by image, or find one that does (Linf)."""
+    run, checkpoint = run_and_checkpoint(options.run)
+    from gratis.balls import Linf
+    from gratis.recipe import from_plain
+    from gratis.verify import Settings, verify_run
+    from gratis.verify.console import show
+
+    recipe = from_plain(run.recipe)
+    balls = recipe.evaluation_balls()
+    if options.eps is None and not isinstance(balls[0], Linf):
+        raise ValueError(
+            "this run was evaluated in another norm; exact verification is in Linf: --eps"
+        )
+    ball = Linf(balls[0].eps if options.eps is None else options.eps)
+    with run.locked(), terminal.bar(run.path.name) as progress:
+        summary = verify_run(
+            run,
+            ball,
+            Settings(time_limit=options.time_limit, seed=recipe.seed),
+            limit=options.limit,
+            checkpoint=checkpoint or recipe.evaluation.checkpoint,
+            cross_check=options.cross_check,
+            progress=progress,
+        )
+    show(summary)
+    print(f"written: {run.path / 'verify'}")
+    return 1 if options.cross_check and summary["cross_check"]["counts"]["disagreed"] else 0
+
+
+def pictures(options: argparse.Namespace) -> int:
+    """Draw what networks see, side by side: loss around images, large attacks, what falls first."""
+    from gratis import pictures as drawn
+
+    for sitter in drawn.sitters(runs_at(options.run), options.limit):
+        with sitter.run.locked(), terminal.bar(sitter.run.path.name) as progress:
+            fresh = drawn.keep(sitter, options.eps, progress)
+        print(f"{'written' if fresh else 'there already'}: {sitter.run.path / VIEWS}")
+    return report(options)
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write one page about one or several runs."""
+    runs = runs_at(options.run)
+    single = runs[0].path if len(runs) == 1 else options.run[0]
+    write_page(runs, options.out or single / REPORT)
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write a run's network, or its figures, in a form that others read."""
+    run, checkpoint = run_and_checkpoint(options.run)
+    about = dict(_pair(text) for text in options.about)
+    if about and options.kind != "robustbench":
+        raise ValueError(f"--about is for --as robustbench; --as {options.kind} takes none")
+    from gratis import export as exports
+    from gratis.recipe import from_plain
+
+    if options.kind == "robustbench":
+        exports.write_json(exports.robustbench(run, about), options.out)
+    else:
+        named = checkpoint or from_plain(run.recipe).evaluation.checkpoint
+        off = exports.export(run, options.kind, options.out, named)
+        print(f"read back: logits within {off:.1g} of the largest one")
+    print(f"written: {options.out}")
+    return 0
+
+
+def _evaluated(options: argparse.Namespace) -> tuple[Run, str | None]:
+    """The run that is to be evaluated; for module:function a new one with that model in it."""
+    given = str(options.run)
+    own = {
+        **{"--data": options.data, "--out": options.out, "--weights": options.weights},
+        "--set": options.set or None,
+    }
+    if ":" not in given or options.run.exists():
+        if used := [flag for flag, value in own.items() if value is not None]:
+            raise ValueError(
+                f"{' and '.join(used)} go with a model module:function, not with a run"
+            )
+        return run_and_checkpoint(options.run)
+    if options.data is None or options.out is None:
+        raise ValueError(
+            f"{given} is a model of your own: --data RECIPE says which images and threat it is "
+            "evaluated on, --out DIR where the outcome is kept"
+        )
+    refuse_taken(options.out, False, f"evaluate it again as gratis evaluate {options.out}")
+    from gratis.given import adopt
+
+    values = recipes.override(recipes.read(options.data), options.set)
+    return adopt(values, given, options.weights, options.out), None
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--about {text!r}: write key=value, as in authors='A. Author'")
+    return key, value

@@ -1,0 +1,97 @@
+"""What one batch of images answered to every attack, as it is kept when an evaluation stops."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from gratis.attacks.search import Part
+from gratis.budget import Meter
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """Of a batch of n images under A attacks, all on the CPU.
+
+    correct: bool [n, 1 + A].  seconds, meters: one for each column.  parts: for each attack, how
+    its parts fared, where it has any.
+    adversarial: [A, k, C, H, W], the points of the first k images.
+    """
+
+    correct: Tensor
+    seconds: list[float]
+    meters: list[Meter]
+    parts: list[list[Part]]
+    adversarial: Tensor
+
+    def plain(self) -> dict[str, Any]:
+        """Types that a checkpoint may hold."""
+        return {
+            "correct": self.correct,
+            "seconds": self.seconds,
+            "meters": [list(astuple(meter)) for meter in self.meters],
+            "parts": [[_plain(part) for part in parts] for parts in self.parts],
+            "adversarial": self.adversarial,
+        }
+
+    @classmethod
+    def of_plain(cls, kept: dict[str, Any]) -> Self:
+        return cls(
+            correct=kept["correct"],
+            seconds=kept["seconds"],
+            meters=[Meter(*meter) for meter in kept["meters"]],
+            parts=[[_part(part) for part in parts] for parts in kept["parts"]],
+            adversarial=kept["adversarial"],
+        )
+
+
+class Outcomes(Protocol):
+    """Where an evaluation keeps what it has, so that an interrupted one goes on."""
+
+    def get(self, place: int) -> Answered | None:
+        """What batch number `place` answered, None where it has not yet."""
+        ...
+
+    def put(self, place: int, answered: Answered) -> None: ...
+
+
+def joined(answers: Sequence[Answered], attack: int) -> tuple[Part, ...]:
+    """The parts of attack number `attack` over all batches, in the order of first appearance.
+
+    A batch that a part never saw, since nothing was left standing, counts as not given to it.
+    """
+    batches = [{part.attack: part for part in a.parts[attack]} for a in answers]
+    sizes = [len(a.correct) for a in answers]
+    return tuple(
+        _over_batches(name, [batch.get(name) for batch in batches], sizes)
+        for name in dict.fromkeys(name for batch in batches for name in batch)
+    )
+
+
+def _over_batches(name: str, found: Sequence[Part | None], sizes: Sequence[int]) -> Part:
+    meter = Meter()
+    given, broken, seconds = [], [], 0.0
+    for part, size in zip(found, sizes, strict=True):
+        given.append(part.given if part else torch.zeros(size, dtype=torch.bool))
+        broken.append(part.broken if part else torch.zeros(size, dtype=torch.bool))
+        if part:
+            meter.add(part.meter)
+            seconds += part.seconds
+    return Part(name, torch.cat(given), torch.cat(broken), seconds, meter)
+
+
+def _plain(part: Part) -> dict[str, Any]:
+    return {
+        "attack": part.attack,
+        "given": part.given,
+        "broken": part.broken,
+        "seconds": part.seconds,
+        "meter": list(astuple(part.meter)),
+    }
+
+
+def _part(kept: dict[str, Any]) -> Part:
+    meter = Meter(*kept["meter"])
+    return Part(kept["attack"], kept["given"], kept["broken"], kept["seconds"], meter)

@@ -1,0 +1,241 @@
+"""A run as the page shows it, and the page in one sentence."""
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from gratis.figures import COLOURS, MARKERS, Array
+from gratis.names import spell
+from gratis.report.values import distinct, images, listed, passes, threat
+from gratis.run import RECIPE, Record, Run
+
+
+class RunView:
+    """One run as the page shows it: `label` tells it from the others, `series` is its colour."""
+
+    def __init__(self, run: Run, label: str, series: int) -> None:
+        self.label = label
+        self.series = series
+        self.colour = f"var(--series-{series % COLOURS})"
+        self.marker = list(MARKERS.values())[series % len(MARKERS)]
+        self.path = run.path
+        self.directory = run.path.resolve().name
+        self.log = run.log()
+        self.results = run.results
+        self.verified = _verified(run)
+        self.recipe_text = (run.path / RECIPE).read_text(encoding="utf-8")
+        self.recipe_sha256 = run.recipe_sha256
+        self.picture_arrays = run.pictures()
+        self.view_arrays = run.views()
+
+    @property
+    def evaluations(self) -> list[Record]:
+        return self._resulting("evaluations")
+
+    @property
+    def unions(self) -> list[Record]:
+        """The worst case of several attacks, image by image, written like an evaluation."""
+        found = []
+        for union in self._resulting("unions"):
+            clean = [
+                evaluation["clean"]
+                for evaluation in self.evaluations
+                if all(evaluation[key] == union[key] for key in ("threat", "checkpoint", "images"))
+            ]
+            named = {"attack": f"all of {listed(union['attacks'])}", "parameters": {}}
+            found.append({**union, **named, "clean": clean[0] if clean else None})
+        return found
+
+    @property
+    def checks(self) -> list[Record]:
+        """What was found about gradient masking."""
+        return self._resulting("checks")
+
+    def _resulting(self, key: str) -> list[Record]:
+        return [] if self.results is None else list(self.results.get(key, []))
+
+    @property
+    def given(self) -> Record | None:
+        """Where the weights come from, of a model that was trained elsewhere."""
+        return None if self.results is None else self.results.get("given")
+
+    @property
+    def budget(self) -> Record | None:
+        """What training cost; None where it has not ended, and where it is not known."""
+        return None if self.results is None or self.given else self.results["budget"]
+
+    @property
+    def data_name(self) -> str | None:
+        return None if self.results is None else str(self.results["data"]["name"])
+
+    @property
+    def note(self) -> str | None:
+        return None if self.results is None else self.results["data"].get("note")
+
+    @property
+    def guards(self) -> list[Record]:
+        return self._records("guard")
+
+    @property
+    def warnings(self) -> list[str]:
+        return [] if self.results is None else list(self.results.get("warnings", []))
+
+    @property
+    def recipe_changed(self) -> bool:
+        return self.results is not None and self.results["recipe_sha256"] != self.recipe_sha256
+
+    @property
+    def events(self) -> list[Record]:
+        later = [{"kind": "warning", "message": message} for message in self.warnings]
+        return self._records("guard", "resumed", "warning") + later
+
+    @property
+    def last_check(self) -> Record | None:
+        checks = self._records("check")
+        return checks[-1] if checks else None
+
+    @property
+    def spent_passes(self) -> float:
+        return max((record.get("spent_passes", 0.0) for record in self.log), default=0.0)
+
+    def _records(self, *kinds: str) -> list[Record]:
+        return [record for record in self.log if record["kind"] in kinds]
+
+    def columns(self, kind: str, name: str) -> tuple[Array, Array]:
+        """Passes spent and `name` of every record of `kind`.
+
+        NaN stands where a guard went back to an earlier model: what follows is no
+        continuation of what came before.
+        """
+        rows = [
+            (record["spent_passes"], record[name]) if record["kind"] == kind else (None, None)
+            for record in self.log
+            if record["kind"] == kind
+            or (record["kind"] == "guard" and record["event"] == "restored")
+        ]
+        table = np.array(rows, dtype=np.float64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
+
+    def question(self, evaluation: Record) -> str:
+        """What an evaluation shares with those that compare with it."""
+        assert self.results is not None
+        keys = ("attack", "parameters", "threat", "checkpoint", "images")
+        data = self.results["data"]
+        asked = {key: evaluation[key] for key in keys}
+        return json.dumps([asked, data["name"], data["fingerprint"]], sort_keys=True)
+
+    # --- commands that do it again
+
+    def evaluate_command(self, evaluation: Record) -> str:
+        eps, count = spell(evaluation["threat"]["eps"]), str(evaluation["images"]["count"])
+        attacks = evaluation["attack"].split(", then ")  # each on what the ones before left
+        what = [word for attack in attacks for word in ("--attack", attack)]
+        what += ["--union"] * (len(attacks) > 1) + ["--eps", eps, "--limit", count]
+        return self._command("evaluate", self._checkpoint(evaluation), *what)
+
+    def verify_command(self, summary: Record) -> str:
+        eps, count = spell(summary["threat"]["eps"]), str(summary["images"]["count"])
+        what = ["--eps", eps, "--limit", count]
+        what += ["--time-limit", spell(summary["settings"]["time_limit"])]
+        return self._command("verify", self._checkpoint(summary), *what)
+
+    def checks_command(self) -> str:
+        return self._command("evaluate", str(self.path), "--checks", "full")
+
+    def train_command(self) -> str:
+        return self._command("train", str(self.path / RECIPE), "--out", "ANOTHER_DIRECTORY")
+
+    def _checkpoint(self, asked: Record) -> str:
+        return str(self.path / "checkpoints" / f"{asked['checkpoint']}.pt")
+
+    @staticmethod
+    def _command(*words: str) -> str:
+        return shlex.join(["gratis", *words])
+
+
+def run_views(runs: Sequence[Run]) -> list[RunView]:
+    return [
+        RunView(run, label, series)
+        for series, (run, label) in enumerate(zip(runs, _labels(runs), strict=True))
+    ]
+
+
+def _verified(run: Run) -> list[Record]:
+    """The summaries of exact verification, the smallest radius first."""
+    found = [json.loads(p.read_text("utf-8")) for p in (run.path / "verify").glob("*.json")]
+    return sorted(found, key=lambda summary: float(summary["threat"]["eps"]))
+
+
+def _method(run: Run) -> str:
+    """The method's name; from the recipe while there are no results."""
+    if run.results is not None:
+        return str(run.results["method"])
+    method = run.recipe.get("method", run.path.resolve().name)
+    return str(method["name"] if isinstance(method, dict) else method)
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its method, with the directory where methods repeat."""
+    methods = [_method(run) for run in runs]
+    names = [run.path.resolve().name for run in runs]
+    repeated = Counter(zip(methods, names, strict=True))
+    labels = []
+    for run, method, name in zip(runs, methods, names, strict=True):
+        if methods.count(method) == 1:
+            labels.append(method)
+        else:
+            labels.append(f"{method} ({run.path if repeated[method, name] > 1 else name})")
+    return labels
+
+
+def headline(views: Sequence[RunView]) -> str:
+    """The page in plain words: what was trained on what, at what budget, attacked how."""
+    sentences = []
+    for data in distinct(view.data_name for view in views if view.results is not None):
+        of_data = [view for view in views if view.data_name == data]
+        if trained := [view for view in of_data if view.budget]:
+            each = " each" if len(trained) > 1 else ""
+            how = f"trained on {data} at {_budget(trained)} passes per training image{each}"
+            sentences.append(f"{listed([v.label for v in trained])}, {how}, {_attacked(trained)}.")
+        if given := [view for view in of_data if view.given]:
+            how = f"trained elsewhere, tested on {data}"
+            sentences.append(f"{listed([v.label for v in given])}, {how}, {_attacked(given)}.")
+    waiting = [view.label for view in views if view.results is None]
+    if waiting:
+        verb = "has" if len(waiting) == 1 else "have"
+        sentences.append(
+            f"{listed(waiting)} {verb} not finished; the curves show how far training is."
+        )
+    return " ".join(sentences)
+
+
+def _attacked(views: Sequence[RunView]) -> str:
+    attacks: dict[str, list[str]] = {}  # by threat and images
+    for evaluation in (evaluation for view in views for evaluation in view.evaluations):
+        against = f"({threat(evaluation['threat'])}, {images(evaluation)})"
+        attacks.setdefault(against, []).append(evaluation["attack"])
+    if not attacks:
+        return "not attacked yet"
+    said = [f"{listed(distinct(names))} {against}" for against, names in attacks.items()]
+    return f"attacked with {listed(said)}"
+
+
+def _budget(trained: Sequence[RunView]) -> str:
+    budgets = [view.budget["predicted_passes"] for view in trained if view.budget]
+    low, high = min(budgets), max(budgets)
+    if passes(low) == passes(high):
+        return f"a budget of {passes(high)}"
+    if high - low < 0.02 * high:  # one budget, that whole updates do not quite use up
+        return f"a budget of about {passes(high)}"
+    return f"budgets of {passes(low)} to {passes(high)}"
+
+
+def notes(views: Sequence[RunView]) -> list[str]:
+    """What must be said of the data beside any figure; with its name where data sets differ."""
+    named = len(distinct(view.data_name for view in views)) > 1
+    return distinct(
+        f"{view.data_name}: {view.note}" if named else view.note for view in views if view.note
+    )

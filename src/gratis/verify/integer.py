@@ -1,0 +1,66 @@
+"""An image's margins as mixed-integer programs (Tjeng 2019), solved by SCIP."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gratis.verify.affine import Piecewise
+from gratis.verify.bounds import Box, margin_rows
+from gratis.verify.program import Bounds, composed, program
+from gratis.verify.solver import INTEGER_SCRIPT, answers
+
+WIDENING = 1e-6
+"""Units have this much more room than their bounds leave, as much as SCIP's tolerances."""
+
+CUTOFF = 1e-4
+"""SCIP shows that no margin lies below this: far above its tolerances, so that one below 0 is not
+overlooked. A least margin between 0 and this stays undecided."""
+
+CLEARLY = -1e-3
+"""A solution below this ends the search; between it and `CUTOFF` SCIP goes on to the least."""
+
+NONE_BELOW = "infeasible"
+"""The status that proves. Not "inforunbd", nor any that a limit makes."""
+
+ROOM = 2.0
+"""Seconds to start and to build the programs, and what SCIP may need beyond its limit."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """proved: how many targets have no margin below `CUTOFF`, says SCIP.
+    point [1, C, H, W]: where one does, float64, or None; not confirmed.
+    timed_out: some target was not solved to its end.
+    """
+
+    proved: int
+    point: Tensor | None
+    timed_out: bool
+
+
+def solved(
+    network: Piecewise, box: Box, bounds: Bounds, label: int, targets: Tensor, seconds: float
+) -> Solved:
+    """One program for each target [T] in turn, within `seconds` together.
+
+    bounds: of each ReLU layer's pre-activations; they settle signs and are the constants of the
+    unsettled units, each its own (a common one too small would be unsound).
+    """
+    with torch.no_grad():
+        costs = composed(network, margin_rows(network, label, targets), bounds)
+        job = {
+            **program(network, box, bounds).widened(WIDENING).job(costs),
+            "cutoff": CUTOFF,
+            "clearly": CLEARLY,
+            "seconds": seconds,
+        }
+    found = answers(INTEGER_SCRIPT, job, seconds + ROOM)
+    statuses = [status for status, _ in found]
+    points = [point for _, point in found if point is not None]
+    low = box.low
+    return Solved(
+        statuses.count(NONE_BELOW),
+        torch.from_numpy(points[0]).view(low.shape).to(low.device) if points else None,
+        "timelimit" in statuses or (len(statuses) < len(targets) and not points),
+    )

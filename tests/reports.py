@@ -1,0 +1,320 @@
+"""Run directories made up for the report's tests, and the page taken apart."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from gratis.report import write_report
+from gratis.run import Run
+
+VOID = {"meta", "link", "br", "img", "!doctype"}
+
+
+class Page(HTMLParser):
+    """The page's elements and text; open elements must close in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def evaluation(robust: int = 356, clean: int = 460, **changed: Any) -> dict[str, Any]:
+    def measured(correct: int) -> dict[str, Any]:
+        accuracy = correct / 500
+        return {
+            "correct": correct,
+            "accuracy": accuracy,
+            "ci95": [accuracy - 0.04, accuracy + 0.03],
+        }
+
+    return {
+        "attack": "pgd-50-10",
+        "parameters": {"steps": 50, "restarts": 10, "alpha": 0.05},
+        "threat": {"norm": "linf", "eps": 8 / 255},
+        "checkpoint": "last",
+        "images": {"split": "test", "start": 0, "count": 500},
+        "clean": measured(clean),
+        "robust": measured(robust),
+        "seconds": 12.5,
+        "passes": 333.4,
+        **changed,
+    }
+
+
+RESULTS: dict[str, Any] = {
+    "schema": 1,
+    "versions": {"gratis": "0.1.0", "torch": "2.15.0", "python": "3.11.7"},
+    "device": "cpu",
+    "seed": 7,
+    "recipe_sha256": "",
+    "data": {"name": "digits", "split": "1297/500", "fingerprint": "f00dfeed", "note": None},
+    "method": "fgsm-rs",
+    "budget": {
+        "predicted_passes": 160.0,
+        "metered_passes": 160.0,
+        "papers_passes": 192.0,
+        "guard_passes": 3.5,
+        "updates": 3840,
+        "data_passes": 96.0,
+        "seconds": 75.0,
+    },
+}
+
+
+def log(updates: int = 400) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    asked = {"attack": "pgd-10", "norm": "linf", "eps": 8 / 255, "images": 200}
+    for update in range(1, updates + 1):
+        at = {"update": update, "epoch": update / 10, "spent_passes": update / 2.5}
+        at |= {"seconds": update / 5}
+        records.append(
+            {"kind": "step", **at, "loss": 2.3 / update**0.3, "learning_rate": 0.1 * update}
+        )
+        if update % 40 == 0:
+            risen = update / updates
+            accuracies = {"clean_accuracy": 0.9 * risen, "robust_accuracy": 0.6 * risen}
+            records.append(
+                {"kind": "epoch", **at, "train_loss": 1.0, "train_accuracy": None},
+            )
+            records.append({"kind": "check", **at, **asked, **accuracies})
+    return records
+
+
+def pictures(channels: int = 1, side: int = 8, n: int = 3) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    clean = rng.random((n, channels, side, side), dtype=np.float32)
+    step = rng.choice(np.float32([-0.2, 0.2]), clean.shape)
+    return {
+        "clean": clean,
+        "adversarial": np.clip(clean + step, 0.0, 1.0),
+        "label": np.arange(n),
+        "clean_prediction": np.arange(n),
+        "adversarial_prediction": np.arange(n)[::-1].copy(),
+        "classes": np.array(["zero", "one", "two"]),
+        "attack": np.array("pgd-50-10"),
+        "norm": np.array("linf"),
+        "eps": np.array(0.2),
+        "checkpoint": np.array("last"),
+    }
+
+
+def make_run(
+    path: Path,
+    *,
+    evaluations: list[dict[str, Any]] | None = None,
+    records: list[dict[str, Any]] | None = None,
+    arrays: dict[str, np.ndarray] | None = None,
+    finished: bool = True,
+    **changed: Any,
+) -> Run:
+    path.mkdir(parents=True)
+    recipe = {"method": {"name": changed.get("method", "fgsm-rs")}, "budget": {"passes": 160}}
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    run = Run.open(path)
+    if finished:
+        results = RESULTS | {"recipe_sha256": run.recipe_sha256} | changed
+        results["evaluations"] = [evaluation()] if evaluations is None else evaluations
+        (path / "results.json").write_text(json.dumps(results))
+    lines = [json.dumps(record) + "\n" for record in (log() if records is None else records)]
+    (path / "log.jsonl").write_text("".join(lines))
+    if arrays is not None:
+        np.savez(path / "pictures.npz", **arrays)
+    return run
+
+
+def page_of(tmp_path: Path, *runs: Run) -> Page:
+    out = tmp_path / "report.html"
+    write_report(runs, out)
+    return Page(out.read_text(encoding="utf-8"))
+
+
+# --- what newer runs hold
+
+
+def share(correct: int, count: int = 500) -> dict[str, Any]:
+    accuracy = correct / count
+    return {"correct": correct, "accuracy": accuracy, "ci95": [accuracy * 0.9, accuracy]}
+
+
+def autoattack(**changed: Any) -> dict[str, Any]:
+    """An evaluation of several parts: 460 right, 300, 290, 290, 290 left."""
+    steps = [("apgd-ce", 160, 300), ("apgd-t", 10, 290), ("fab-t", 0, 290), ("square", 0, 290)]
+    parts = [
+        {
+            "attack": attack,
+            "images": standing + broken,
+            "broken": broken,
+            "standing": standing,
+            "forwards": 45_000,
+            "backwards": 0 if attack == "square" else 44_000,
+            "seconds": 12.0,
+        }
+        for attack, broken, standing in steps
+    ]
+    return evaluation(
+        290,
+        attack="autoattack",
+        parameters={"version": "standard", "attacks": "apgd-ce, apgd-t, fab-t, square"},
+        forwards=1_234_567,
+        backwards=765_432,
+        parts=parts,
+        **changed,
+    )
+
+
+def union() -> dict[str, Any]:
+    same = {key: evaluation()[key] for key in ("threat", "checkpoint", "images")}
+    return {"attacks": ["pgd-50-10", "autoattack"], **same, "robust": share(285)}
+
+
+def check(verdict: str = "signs: M3, M7", **changed: Any) -> dict[str, Any]:
+    same = {key: evaluation()[key] for key in ("threat", "checkpoint", "images")}
+    findings = [
+        {
+            "id": f"M{number}",
+            "name": name,
+            "verdict": found,
+            "statistic": None if found == "not run" else 0.25,
+            "shown": "–" if found == "not run" else "0.250",  # noqa: RUF001
+            "pass_at": "at most 0.1",
+            "fail_at": "above 0.5",
+            "origin": "Athalye 2018",
+            "about": "One step beats many.",
+        }
+        for number, name, found in [
+            (1, "one step against many", "pass"),
+            (3, "larger eps", "warn"),
+            (7, "square against gradients", "fail"),
+            (10, "a <b>name</b>", "not run"),
+        ]
+    ]
+    return {
+        **same,
+        "verdict": verdict,
+        "level": "full",
+        "passes": 321.5,
+        "forwards": 1000,
+        "backwards": 900,
+        "seconds": 65.0,
+        "findings": findings,
+        **changed,
+    }
+
+
+def verified(low: int = 150, high: int = 170, eps: float = 8 / 255, **changed: Any) -> Any:
+    counts = {"safe": low, "unsafe": 200 - high - 4, "undecided": high - low, "misclassified": 4}
+    return {
+        "schema": 1,
+        "threat": {"norm": "linf", "eps": eps},
+        "settings": {"attack": "cw-50-2", "time_limit": 60.0, "seed": 0},
+        "data": {"name": "digits", "split": "test", "fingerprint": "f00dfeed"},
+        "images": {"split": "test", "start": 0, "count": 200},
+        "checkpoint": "last",
+        "update": 400,
+        "counts": counts,
+        "clean": share(196, 200),
+        "verified": {
+            "low": share(low, 200),
+            "high": share(high, 200),
+            "ci95": [low / 200 - 0.06, high / 200 + 0.05],
+        },
+        "seconds": {"mean": 0.5, "median": 0.25, "largest": 60.5},
+        **changed,
+    }
+
+
+def add_verified(run: Run, *summaries: dict[str, Any]) -> None:
+    (run.path / "verify").mkdir()
+    for summary in summaries:
+        name = f"linf-{summary['threat']['eps']!r}.json"
+        (run.path / "verify" / name).write_text(json.dumps(summary))
+
+
+def views(seed: int = 0, count: int = 40, shown: int = 3, **changed: Any) -> dict[str, np.ndarray]:
+    """What `gratis pictures` keeps of a run, with noise for images: 3 classes, 8x8."""
+    rng = np.random.default_rng(seed)
+    radii = [0.1, 0.2, 0.4]
+    about = {
+        "checkpoint": "last",
+        "update": 400,
+        "data": {"name": "digits", "split": "test", "fingerprint": "f00dfeed"},
+        "count": count,
+        "surface_images": 16,
+        "large_eps": 30 / 255,
+        "threat": {"norm": "linf", "eps": 0.2},
+        "attack": "pgd-10",
+        "radii": radii,
+        **changed,
+    }
+    label = np.arange(count) % 3
+    fallen = rng.choice([0.0, *radii, np.inf], count)
+    fallen[: 2 * shown] = [0.1] * shown + [np.inf] * shown
+    arrays = {
+        "about": np.array(json.dumps(about)),
+        "classes": np.array(["zero", "one", "two"]),
+        "falls eps": fallen,
+        "falls before": rng.random(count),
+        "falls after": rng.random(count),
+        "falls prediction": np.where(np.isfinite(fallen), (label + 1) % 3, label),
+        "falls label": label,
+        "falls cost": np.array([54_321, 12_345]),
+        "falls shown": np.arange(2 * shown),
+        "falls clean": rng.random((2 * shown, 1, 8, 8), dtype=np.float32),
+        "falls adversarial": rng.random((2 * shown, 1, 8, 8), dtype=np.float32),
+        "large label": label[:4],
+        "large target": (label[:4] + 1) % 3,
+        "large clean prediction": label[:4],
+        "large untargeted prediction": label[:4],
+        "large targeted prediction": (label[:4] + 1) % 3,
+    }
+    for kind in ("clean", "untargeted", "targeted"):
+        arrays[f"large {kind}"] = rng.random((4, 1, 8, 8), dtype=np.float32)
+    for kind in ("adversarial", "random"):
+        arrays[f"surface {kind} {30 / 255!r}"] = rng.random((5, 5), dtype=np.float32)
+    return arrays
+
+
+def make_full_run(path: Path, **changed: Any) -> Run:
+    """A run with everything that a page can show."""
+    run = make_run(
+        path,
+        arrays=pictures(),
+        evaluations=[evaluation(), autoattack()],
+        unions=[union()],
+        checks=changed.pop("checks", [check()]),
+        **changed,
+    )
+    add_verified(run, verified())
+    run.write_views(views(changed.get("seed", 0)))
+    return run

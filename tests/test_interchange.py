@@ -1,0 +1,276 @@
+"""Models from elsewhere evaluated, ours written for elsewhere, evaluations that go on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gratis import train
+from gratis.assess import evaluate_run, trained
+from gratis.cli import main
+from gratis.data import load
+from gratis.export import KINDS, export
+from gratis.given import load_weights
+from gratis.recipe import from_plain
+from gratis.run import Run
+from gratis.setting import load_split
+from tests.recipes import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    recipe = tiny("fgsm-rs", "model.mean=[0.3]", "model.std=[0.4]", passes=2)
+    return train.run(recipe, tmp_path_factory.mktemp("run") / "run")
+
+
+# --- ours, elsewhere
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_network_answers_alike_for_any_batch(run, tmp_path, kind):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="pip install 'gratis[export]'")
+        pytest.importorskip("onnxscript", reason="pip install 'gratis[export]'")
+    out = tmp_path / "net"
+    assert export(run, kind, out, "last") <= 1e-5
+    x = load("digits", "test").pixels(slice(0, 5))
+    recipe = from_plain(run.recipe)
+    ours = trained(recipe, load_split(recipe.data, "test"), run.load_checkpoint("last")[0]).eval()
+    if kind == "weights":
+        state = torch.load(out, weights_only=True)
+        assert {"normalize.mean", "normalize.std"} <= state.keys()
+        return
+    if kind == "torch":
+        theirs = torch.export.load(str(out)).module()(x)
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+        theirs = torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+    with torch.no_grad():
+        torch.testing.assert_close(theirs, ours(x), rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_overwritten_and_nothing_left_behind(run, tmp_path):
+    out = tmp_path / "net"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="not overwritten"):
+        export(run, "weights", out, "last")
+    assert out.read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["net"]
+
+
+def test_an_export_that_answers_otherwise_is_refused(run, tmp_path, monkeypatch):
+    def wrong(model, x, out, blank):
+        out.write_text("half written")
+        return lambda x: model(x) * 1.001
+
+    monkeypatch.setitem(KINDS, "weights", wrong)
+    with pytest.raises(ValueError, match=r"logits differ by 0.001 of the largest one"):
+        export(run, "weights", tmp_path / "net", "last")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command(run, tmp_path, capsys):
+    out = tmp_path / "net.pt"
+    assert main(["export", str(run.path), "--as", "weights", "--out", str(out)]) == 0
+    assert "logits within" in capsys.readouterr().out
+    assert main(["export", str(run.path), "--as", "weights", "--out", str(out)]) == 2
+    assert main(["export", str(run.path), "--as", "robustbench", "--out", str(out)]) == 2
+    assert "no result of autoattack at linf 0.2" in capsys.readouterr().err
+
+
+def test_a_robustbench_entry(run, tmp_path):
+    evaluate = ["evaluate", str(run.path), "--attack", "autoattack", "--limit", "12"]
+    assert main([*evaluate, "--checks", "none"]) == 0
+    out = tmp_path / "net.json"
+    command = ["export", str(run.path), "--as", "robustbench", "--out", str(out)]
+    assert main([*command, "--about", "authors=A. Author", "venue=here"]) == 0
+    entry = json.loads(out.read_text())
+    (found,) = [e for e in run.results["evaluations"] if e["attack"] == "autoattack"]
+    assert entry["autoattack_acc"] == f"{100 * found['robust']['accuracy']:.2f}"
+    assert entry["clean_acc"] == f"{100 * found['clean']['accuracy']:.2f}"
+    assert (entry["eps"], entry["authors"], entry["venue"]) == ("0.2", "A. Author", "here")
+    assert entry["footnote"] == "first 12 of 500 test images"
+    assert {p["attack"] for p in found["parts"]} <= {"apgd-ce", "apgd-t", "fab-t", "square"}
+
+
+# --- theirs, here
+
+
+def build(classes, channels, image_size):
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, classes)
+    )
+
+
+def no_logits(classes, channels, image_size):
+    return nn.Flatten()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(4)
+    net = build(10, 1, 8)
+    file = tmp_path / "theirs.pt"
+    # as a RobustBench checkpoint: nested, behind a wrapper's prefix
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, file
+    )
+    return net, file
+
+
+def test_a_model_of_ones_own_is_evaluated(tmp_path, weights, capsys):
+    net, file = weights
+    out = tmp_path / "theirs"
+    model = f"{__name__}:build"
+    command = ["evaluate", model, "--data", "digits", "--weights", str(file), "--out", str(out)]
+    limit = ["--limit", "40", "--attack", "pgd-2", "--eps", "0.05"]
+    assert main([*command, *limit]) == 0
+    (entry,) = Run.open(out).results["evaluations"]
+    test = load("digits", "test")
+    with torch.no_grad():
+        right = (net(test.pixels(slice(0, 40))).argmax(1) == test.y[:40]).sum()
+    assert entry["clean"]["correct"] == int(right)
+    assert (out / "report.html").stat().st_size > 10_000
+    assert model[:16] in capsys.readouterr().out  # a narrow terminal breaks the rest
+    # it is a run like any other from now on
+    assert main(["evaluate", str(out), "--limit", "10", "--attack", "fgsm"]) == 0
+    assert main([*command, *limit]) == 2
+    assert f"gratis evaluate {out}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--data", "digits"], "--out DIR where the outcome is kept"),
+        (["--out", "OUT"], "--data RECIPE says which images"),
+        (["--data", "digits", "--out", "OUT", "--weights", "nowhere.pt"], "no file nowhere.pt"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path, change, message, capsys):
+    change = [str(tmp_path / "out") if word == "OUT" else word for word in change]
+    assert main(["evaluate", f"{__name__}:build", *change]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_logits_is_refused(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")]
+    assert main(["evaluate", f"{__name__}:no_logits", "--data", "digits", *out]) == 2
+    assert "logits [2, 10] are needed" in capsys.readouterr().err
+
+
+def test_flags_for_models_are_refused_with_a_run(run, capsys):
+    assert main(["evaluate", str(run.path), "--set", "data.root=x"]) == 2
+    assert "--set go with a model module:function" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"0.weight": torch.zeros(4, 1, 3, 3)}, r"lacks 0.bias, 3.bias, 3.weight and has nothing"),
+        ({"epoch": 3}, r"holds no state dict \(found: epoch\)"),
+        ([torch.zeros(2)], r"holds no state dict \(found: list\)"),
+        (nn.Linear(1, 1), r"tensors alone"),
+    ],
+)
+def test_weights_that_do_not_fit_are_explained(tmp_path, content, message):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=message):
+        load_weights(build(10, 1, 8), tmp_path / "w.pt")
+
+
+def test_weights_of_another_shape_are_explained(tmp_path):
+    torch.save(build(9, 1, 8).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="size mismatch"):
+        load_weights(build(10, 1, 8), tmp_path / "w.pt")
+
+
+def test_safetensors_are_read(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="pip install safetensors")
+    net, again = build(10, 1, 8), build(10, 1, 8)
+    safetensors.save_file(net.state_dict(), tmp_path / "w.safetensors")
+    load_weights(again, tmp_path / "w.safetensors")
+    assert torch.equal(net[0].weight, again[0].weight)
+
+
+# --- points kept, evaluations that go on
+
+
+def test_points_are_kept(run):
+    command = ["evaluate", str(run.path), "--limit", "30", "--save-adversarial"]
+    assert main([*command, "--attack", "cw-5", "--attack", "pgd-3"]) == 0
+    entries = [e for e in run.results["evaluations"] if "adversarial" in e]
+    assert [e["attack"] for e in entries] == ["cw-5", "pgd-3"]
+    test = load("digits", "test")
+    recipe = from_plain(run.recipe)
+    model = trained(recipe, load_split(recipe.data, "test"), run.load_checkpoint("last")[0]).eval()
+    for entry in entries:
+        kept = np.load(run.path / entry["adversarial"])
+        points = torch.from_numpy(kept["points"])
+        assert (points - test.pixels(slice(0, 30))).abs().max() <= 0.2 + 1e-6
+        right = model(points).argmax(1) == torch.from_numpy(kept["label"])
+        assert right.tolist() == kept["robust"].tolist()
+        assert kept["points_uint8"].dtype == np.uint8
+    (union,) = [u for u in run.results["unions"] if u["attacks"] == ["cw-5", "pgd-3"]]
+    both = [run.per_image()[f"{e['per_image']}.robust"] for e in entries]
+    assert union["robust"]["correct"] == int((both[0] & both[1]).sum())
+
+
+def test_attacks_in_turn_leave_one_entry_with_parts(run):
+    command = ["evaluate", str(run.path), "--limit", "30", "--union", "--checks", "none"]
+    assert main([*command, "--attack", "fgsm", "--attack", "cw-9"]) == 0
+    (entry,) = [e for e in run.results["evaluations"] if e["attack"] == "fgsm, then cw-9"]
+    assert [part["attack"] for part in entry["parts"]] == ["fgsm", "cw-9"]
+    assert entry["parts"][0]["images"] == entry["clean"]["correct"]
+    assert entry["parts"][1]["images"] == entry["parts"][0]["standing"]
+    assert entry["parts"][1]["standing"] == entry["robust"]["correct"]
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):
+    from gratis.unfinished import Unfinished
+
+    recipe = tiny("fgsm-rs", "evaluation.batch_size=10", passes=1)
+    whole = train.run(recipe, tmp_path / "whole")
+    real, places = Unfinished.put, []
+
+    def third_time_stops(self, place, answered):
+        places.append(place)
+        if len(places) == 3:
+            raise KeyboardInterrupt
+        real(self, place, answered)
+
+    monkeypatch.setattr(Unfinished, "put", third_time_stops)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(recipe, tmp_path / "stopped")
+    stopped = Run.open(tmp_path / "stopped")
+    assert stopped.results is None
+    (directory,) = stopped.unfinished.iterdir()
+    assert sorted(p.name for p in directory.glob("*.pt")) == ["00000.pt", "00001.pt"]
+    (directory / "00001.pt").write_bytes(b"cut short")
+    train.run(recipe, stopped.path, resume=True)
+    assert places == [0, 1, 2, 1, 2]  # the damaged one is asked again
+    assert not stopped.unfinished.exists()
+
+    def bare(results):
+        return [{k: v for k, v in e.items() if k != "seconds"} for e in results["evaluations"]]
+
+    assert bare(stopped.results) == bare(whole.results)
+
+
+def test_another_question_does_not_take_up_the_answers(run, monkeypatch):
+    from gratis.assess import question
+    from gratis.evaluate import robustness
+
+    asked = question(from_plain(run.recipe))
+    real, seen = robustness._answer, []
+    monkeypatch.setattr(robustness, "_answer", lambda *a: seen.append(1) or real(*a))
+    monkeypatch.setattr("gratis.unfinished.Unfinished.done", lambda self: None)
+    from dataclasses import replace
+
+    for attacks in (("pgd-2",), ("pgd-3",), ("pgd-3",)):
+        evaluate_run(run, replace(asked, attacks=attacks, checks="none"))
+    assert len(seen) == 2
