@@ -28,7 +28,9 @@ def run(tmp_path_factory):
 # --- ours, elsewhere
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k == "onnx")) for k in KINDS]
+)
 def test_an_exported_network_answers_alike_for_any_batch(run, tmp_path, kind):
     if kind == "onnx":
         pytest.importorskip("onnxruntime", reason="pip install 'gratis[export]'")
@@ -129,13 +131,15 @@ def test_a_model_of_ones_own_is_evaluated(tmp_path, weights, capsys):
     command = ["evaluate", model, "--data", "digits", "--weights", str(file), "--out", str(out)]
     limit = ["--limit", "40", "--attack", "pgd-2", "--eps", "0.05"]
     assert main([*command, *limit]) == 0
+    printed = capsys.readouterr().out
+    assert model[:16] in printed  # a narrow terminal breaks the rest
+    assert "masking checks at linf 0.05, 40 test images, checkpoint last (" in printed
     (entry,) = Run.open(out).results["evaluations"]
     test = load("digits", "test")
     with torch.no_grad():
         right = (net(test.pixels(slice(0, 40))).argmax(1) == test.y[:40]).sum()
     assert entry["clean"]["correct"] == int(right)
     assert (out / "report.html").stat().st_size > 10_000
-    assert model[:16] in capsys.readouterr().out  # a narrow terminal breaks the rest
     # it is a run like any other from now on
     assert main(["evaluate", str(out), "--limit", "10", "--attack", "fgsm"]) == 0
     assert main([*command, *limit]) == 2

@@ -428,6 +428,7 @@ def without_seconds(record):
     return {key: value for key, value in record.items() if key != "seconds"}
 
 
+@pytest.mark.slow
 def test_no_attack_breaks_what_is_safe(run):
     images = load("digits", "test")
     summary = verify_run(run, BALL, SETTINGS, limit=40, images=images)

@@ -28,6 +28,9 @@ def table(runs: list[Run]) -> None:
             notes[note] = None
     for protocol, rows in protocols.items():
         console.print(_rows(protocol, rows))
+    for run in runs:
+        for line in _about(run, named=len(runs) > 1):
+            console.print(line, highlight=False, soft_wrap=True)
     console.print(
         "robust: with its 95 % interval over the test images; an upper bound on true robustness\n"
         "passes: forward, input gradient and weight gradient of one image, a third each, spent "
@@ -60,11 +63,33 @@ def _rows(protocol: str, rows: list[tuple[Record, Record]]) -> "Table":
     return shown
 
 
+def _about(run: Run, named: bool) -> "Iterator[str]":
+    """What stands beside the tables: the worst of several attacks, signs of masking."""
+    results = run.results or {}
+    of = f"{run.path.name}, " if named else ""
+    for union in results.get("unions", []):
+        robust = 100 * union["robust"]["accuracy"]
+        worst = f"{of}worst of {', '.join(union['attacks'])}"
+        yield f"{worst} at {_measured(union)}: robust {robust:.1f} %"
+    for checks in results.get("checks", []):
+        verdicts = [finding["verdict"] for finding in checks["findings"]]
+        warned = [f["id"] for f in checks["findings"] if f["verdict"] == "warn"]
+        made = f"{len(verdicts) - verdicts.count('not run')} of {len(verdicts)} made"
+        warnings = f"; warnings: {', '.join(warned)}" if warned else ""
+        yield (
+            f"{of}masking checks at {_measured(checks)} ({made}): {checks['verdict']}{warnings}"
+        )
+
+
 def _protocol(entry: Record) -> str:
+    return f"{entry['attack']} at {_measured(entry)}"
+
+
+def _measured(entry: Record) -> str:
     threat, images = entry["threat"], entry["images"]
     return (
-        f"{entry['attack']} at {threat['norm']} {spell(threat['eps'])}, {images['count']} "
-        f"{images['split']} images, checkpoint {entry['checkpoint']}"
+        f"{threat['norm']} {spell(threat['eps'])}, {images['count']} {images['split']} images, "
+        f"checkpoint {entry['checkpoint']}"
     )
 
 
