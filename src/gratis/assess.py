@@ -192,8 +192,12 @@ class _Setting:
             alone=self.asked.alone,
             history=[r["robust_accuracy"] for r in self.run.log() if r["kind"] == "check"] or None,
             surrogate=self._surrogate(),
-            progress=lambda done, total, id: self.progress("check", done, total, f"{note}: {id}"),
+            progress=lambda done, total, id: self.progress(
+                "check", done, total, f"{note}: {id}" if done else note
+            ),
         )
+        count = len(checks.findings)
+        self.progress("check", count, count, note)
         return checks.plain()
 
     def _surrogate(self) -> nn.Module | None:

@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import numpy.typing as npt
 import yaml
 
 from gratis.checkpoint import DamagedCheckpointError, is_whole, load_state, save_state
+from gratis.files import read_npz, write_atomically, write_npz
 
 Record = dict[str, Any]
 
@@ -75,7 +75,7 @@ class Run:
                 run._require_same(recipe)
             else:
                 content = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-                _write_atomically(run.path / RECIPE, content.encode())
+                write_atomically(run.path / RECIPE, content.encode())
             yield run
 
     def _require_empty(self) -> None:
@@ -167,32 +167,32 @@ class Run:
         return results
 
     def write_results(self, results: Record) -> None:
-        _write_atomically(self.path / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+        write_atomically(self.path / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
 
     def per_image(self) -> dict[str, npt.NDArray[Any]]:
-        return _read_npz(self.path / PER_IMAGE)
+        return read_npz(self.path / PER_IMAGE)
 
     def write_per_image(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Merge `arrays` into per_image.npz; an array of the same name is replaced."""
-        _write_npz(self.path / PER_IMAGE, {**self.per_image(), **arrays})
+        write_npz(self.path / PER_IMAGE, {**self.per_image(), **arrays})
 
     def pictures(self) -> dict[str, npt.NDArray[Any]]:
-        return _read_npz(self.path / PICTURES)
+        return read_npz(self.path / PICTURES)
 
     def write_pictures(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        _write_npz(self.path / PICTURES, dict(arrays))
+        write_npz(self.path / PICTURES, dict(arrays))
 
     def views(self) -> dict[str, npt.NDArray[Any]]:
-        return _read_npz(self.path / VIEWS)
+        return read_npz(self.path / VIEWS)
 
     def write_views(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        _write_npz(self.path / VIEWS, dict(arrays))
+        write_npz(self.path / VIEWS, dict(arrays))
 
     def write_adversarial(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
         """Keep the points of one evaluation; returns the file's path inside the run."""
         (self.path / ADVERSARIAL).mkdir(exist_ok=True)
         inside = f"{ADVERSARIAL}/{name}.npz"
-        _write_npz(self.path / inside, dict(arrays))
+        write_npz(self.path / inside, dict(arrays))
         return inside
 
     @property
@@ -289,26 +289,3 @@ def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
             yield from _differences(one.get(key), other.get(key), below)
     elif one != other:
         yield where
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    fresh = path.with_name(path.name + ".tmp")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)
-
-
-def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    if not path.exists():
-        return {}
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _write_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    fresh = path.with_name(path.name + ".tmp")
-    with fresh.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(fresh, path)

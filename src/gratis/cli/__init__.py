@@ -5,8 +5,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from gratis.arguments import UNUSABLE, parser
+from gratis.cli.arguments import parser
 from gratis.cli.judging import evaluate, export, pictures, report, verify
+from gratis.cli.kinds import UNUSABLE
 from gratis.cli.training import compare, list_recipes, lr_range, reproduce, train
 
 INTERRUPTED = 130

@@ -7,7 +7,6 @@ RUN/verify/linf-0.1.json     the summary
 import base64
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from gratis.assess import Progress, nowhere, trained
 from gratis.balls import Linf
 from gratis.data import Images
 from gratis.evaluate import clopper_pearson
+from gratis.files import write_atomically
 from gratis.names import spell
 from gratis.recipe import from_plain
 from gratis.run import LogWriter, Record, Run
@@ -92,9 +92,8 @@ def verify_run(
         summary["cross_check"] = crossed(verifier, images, records, cross_check, progress)
     elif "cross_check" in before:
         summary["cross_check"] = before["cross_check"]
-    fresh = Path(f"{stem}.json.tmp")
-    fresh.write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
-    os.replace(fresh, f"{stem}.json")
+    content = json.dumps(summary, indent=2) + "\n"
+    write_atomically(Path(f"{stem}.json"), content.encode())
     return summary
 
 
