@@ -29,7 +29,7 @@ test: $(VENV)/installed-dev  ## the tests that a developer runs, under three min
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not data"
 
 slow: $(VENV)/installed-dev  ## the tests that take minutes
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -n 2 -m slow
 
 real-data: $(VENV)/installed-dev  ## the tests on real data sets under $$GRATIS_DATA
 	$(VENV)/bin/python -m pytest -m data
