@@ -309,18 +309,24 @@ def test_batch_size_and_order_change_nothing(ball: Ball) -> None:
     assert torch.equal(mixed.correct, whole.correct[order])
 
 
+class Recording(nn.Module):
+    """Keeps the points that gradients are asked of."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            self.seen.append(x.detach().clone())
+        return self.inner(x)
+
+
 def starts(model: nn.Module, batches: list[tuple[Tensor, Tensor]], seed: int = 0) -> Tensor:
     """The first point of each image that the attack asks the gradient of."""
-    seen: list[Tensor] = []
-
-    class Recording(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.requires_grad:
-                seen.append(x.detach().clone())
-            return model(x)
-
-    robust_accuracy(Recording(), batches, ["pgd-1"], ball=Linf(0.1), seed=seed)
-    return torch.cat(seen)
+    recording = Recording(model)
+    robust_accuracy(recording, batches, ["pgd-1"], ball=Linf(0.1), seed=seed)
+    return torch.cat(recording.seen)
 
 
 @pytest.mark.parametrize("size", [1, 4])

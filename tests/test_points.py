@@ -14,7 +14,7 @@ from gratis.evaluate.answered import Answered
 from gratis.evaluate.robustness import confirmed
 from gratis.losses import cross_entropy
 from gratis.tasks import Classification
-from tests.test_evaluate import Counting, a_problem, batched, own_labels
+from tests.test_evaluate import Counting, Recording, a_problem, batched, own_labels
 
 EVERY = [
     *("fgsm", "bim-5", "pgd-5-2", "cw-5-2", "pgd-5-2:climb-on", "pgd-5-2:compatible"),
@@ -47,26 +47,15 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def first_looked_at(model: nn.Module, x: Tensor, y: Tensor, name: str, start: Tensor) -> Tensor:
-    seen: list[Tensor] = []
-
-    class Recording(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            if x.requires_grad:
-                seen.append(x.detach().clone())
-            return model(x)
-
-    gratis.attack(Recording(), x, y, name, ball=Linf(0.03), start=start)
-    return seen[0]
-
-
 @pytest.mark.parametrize("name", ["fgsm", "pgd-3-2", "cw-3", "apgd-ce", "apgd-t"])
 def test_a_start_of_ones_own_is_where_the_first_restart_begins(name: str) -> None:
     model, x, _, ball = a_problem(6)
     y = own_labels(model, x)
     model.eval()
     start = ball.place(x, ball.eps * (2 * torch.rand_like(x) - 1))
-    torch.testing.assert_close(first_looked_at(model, x, y, name, start), start)
+    recording = Recording(model)
+    gratis.attack(recording, x, y, name, ball=ball, start=start)
+    torch.testing.assert_close(recording.seen[0], start)
 
 
 @pytest.mark.parametrize(
