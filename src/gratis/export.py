@@ -12,7 +12,7 @@ from gratis.assess import trained
 from gratis.names import spell
 from gratis.recipe import from_plain
 from gratis.run import Run
-from gratis.setting import load_split
+from gratis.setting import load_split, network
 
 TOLERANCE = 1e-5
 """An exported model's logits may differ by this, relative to the largest one."""
@@ -56,8 +56,6 @@ Answers = Callable[[Tensor], Tensor]
 
 def trained_blank(run: Run) -> nn.Module:
     """The recipe's network with weights of its own, as someone who has the file alone builds it."""
-    from gratis.setting import network
-
     recipe = from_plain(run.recipe)
     return network(recipe, load_split(recipe.data, "test")).eval()
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def table(runs: list[Run]) -> None:
-    """One table for each protocol that the runs were evaluated under, one row for each run."""
+    """One table for each protocol that the runs were evaluated under, one row for each run; then
+    the worst of several attacks and what the masking checks found.
+    """
     from rich.console import Console
 
     console = Console()
