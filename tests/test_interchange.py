@@ -237,7 +237,7 @@ def test_attacks_in_turn_leave_one_entry_with_parts(run):
 def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):
     from gratis.unfinished import Unfinished
 
-    recipe = tiny("fgsm-rs", "evaluation.batch_size=10", passes=1)
+    recipe = tiny("fgsm-rs", "evaluation.batch_size=2", passes=1)  # three pools of 24 images
     whole = train.run(recipe, tmp_path / "whole")
     real, places = Unfinished.put, []
 

@@ -185,6 +185,8 @@ def test_every_attack_name_reads_back(steps: int, restarts: int, alpha: float) -
         ("pgd-10:compatible=1", r"it takes alpha=NUMBER, climb-on, compatible"),
         ("pgd-10:climb-on,compatible", r"climb-on and compatible exclude each other"),
         ("fgsm:climb-on", r"it takes alpha=NUMBER$"),
+        ("fgsm:bf16", r"it takes alpha=NUMBER$"),
+        ("pgd-10:bf16,climb-on", r"bf16 and climb-on exclude each other"),
     ],
 )
 def test_a_mistyped_attack_is_explained(name: str, message: str) -> None:

@@ -18,6 +18,7 @@ from tests.test_evaluate import Counting, Recording, a_problem, batched, own_lab
 
 EVERY = [
     *("fgsm", "bim-5", "pgd-5-2", "cw-5-2", "pgd-5-2:climb-on", "pgd-5-2:compatible"),
+    "pgd-5-2:bf16",
     *("apgd-ce", "apgd-dlr", "apgd-t", "fab-t"),
 ]
 
@@ -191,8 +192,8 @@ def test_parts_add_up_to_the_whole() -> None:
         standing = standing & ~part.broken
     assert torch.equal(standing, found.correct[:, 2])
     assert 0 < int(standing.sum()) < int(found.correct[:, 0].sum())
-    # the whole also asks for the number of classes once a batch, and again at each point found
-    beyond = 3 + int((found.correct[:, 0] & ~found.correct[:, 2]).sum())
+    # the whole also asks for the number of classes once a pool, and again at each point found
+    beyond = 1 + int((found.correct[:, 0] & ~found.correct[:, 2]).sum())
     assert sum(p.meter.probes for p in parts) == found.meters[2].probes
     assert sum(p.meter.forwards for p in parts) + beyond == found.meters[2].forwards
     assert sum(m.forwards + m.probes for m in found.meters) == counting.forwards
@@ -245,7 +246,7 @@ def test_rounding_in_float32_is_no_offence(ball: Linf | L2) -> None:
 
 
 class Kept:
-    """Outcomes in memory that forget batches, and count those asked for."""
+    """Outcomes in memory."""
 
     def __init__(self) -> None:
         self.answers: dict[int, dict[str, object]] = {}
@@ -263,12 +264,12 @@ def test_an_interrupted_evaluation_goes_on_as_if_it_had_not_stopped() -> None:
     x[30], y[30] = x[3], y[3]  # a copy, whose key depends on those before it
     attacks = ["pgd-5-2", "autoattack"]
     options = {"ball": ball, "examples": 20, "points": True}
-    whole = robust_accuracy(model, batched(x, y, 16), attacks, **options)
+    whole = robust_accuracy(model, batched(x, y, 5), attacks, **options)
     kept = Kept()
-    robust_accuracy(model, batched(x, y, 16), attacks, **options, outcomes=kept)
+    robust_accuracy(model, batched(x, y, 5), attacks, **options, outcomes=kept)
     del kept.answers[1]
     counting = Counting(model)
-    again = robust_accuracy(counting, batched(x, y, 16), attacks, **options, outcomes=kept)
+    again = robust_accuracy(counting, batched(x, y, 5), attacks, **options, outcomes=kept)
     assert torch.equal(again.correct, whole.correct)
     assert again.meters == whole.meters
     assert again.adversarial is not None

@@ -11,6 +11,7 @@ from gratis import answers
 from gratis.balls import Ball
 from gratis.data import Images
 from gratis.evaluate import Robustness, check_masking, robust_accuracy
+from gratis.evaluate.robustness import BATCHES_IN_A_POOL
 from gratis.names import spell
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
@@ -74,7 +75,7 @@ def evaluate_run(
 
     images: the test split where it is at hand; else it is loaded as the run's recipe says.
     The same attack, threat, images and checkpoint as an earlier evaluation replaces it. An
-    evaluation that was interrupted goes on with the batch that it was at.
+    evaluation that was interrupted goes on with the pool of images that it was at.
     """
     recipe = from_plain(run.recipe)
     state, warnings = run.load_checkpoint(asked.checkpoint)
@@ -119,7 +120,7 @@ class _Setting:
         self.run, self.asked, self.recipe, self.progress = run, asked, recipe, progress
         self.model, self.images, self.update = model, images, update
         self.weights = fingerprint(model)
-        self.batch_size = recipe.evaluation.batch_size or 2 * recipe.data.batch_size
+        self.batch_size = recipe.evaluation.batch_size or recipe.data.batch_size
         self.unfinished: list[Unfinished] = []
 
     def under(self, ball: Ball, results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -156,6 +157,7 @@ class _Setting:
                 "ball": repr(ball),
                 "seed": self.recipe.seed,
                 "images": [self.images.fingerprint, len(self.images), self.batch_size],
+                "pool": BATCHES_IN_A_POOL,
                 "alone": asked.alone,
                 "points": asked.keep_points,
                 "torch": torch.__version__,

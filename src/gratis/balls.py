@@ -90,9 +90,9 @@ class Ball(ABC):
         An image whose gradient is not finite keeps its perturbation.
         """
         grad = grad.to(delta.dtype)
-        finite = torch.isfinite(grad.flatten(1)).all(1).view(-1, *[1] * (grad.dim() - 1))
+        usable = finite(grad).view(-1, *[1] * (grad.dim() - 1))
         stepped = self.project(x, delta + step_size * self.steepest(grad))
-        return torch.where(finite, stepped, delta)
+        return torch.where(usable, stepped, delta)
 
     @abstractmethod
     def onto_ball(self, delta: Tensor) -> Tensor:
@@ -257,6 +257,13 @@ def sparse_sign(grad: Tensor, counts: Tensor) -> Tensor:
     border = size.sort(dim=1, descending=True).values.gather(1, last[:, None])
     sign = torch.where(size >= border, grad.flatten(1).sign(), 0.0)
     return (sign / sign.abs().sum(1, keepdim=True).clamp_min(1)).view_as(grad)
+
+
+def finite(values: Tensor) -> Tensor:
+    """Whether all of each image's values [B, ...] are finite, [B]."""
+    # a finite number less itself is 0; on CPUs torch.isfinite takes ten times as long
+    flat = values.flatten(1)
+    return (flat - flat).sum(1) == 0
 
 
 BALLS: dict[str, type[Ball]] = {"linf": Linf, "l2": L2, "l1": L1}

@@ -121,7 +121,11 @@ ATTACKS_WITH_START = ("fgsm", "bim", "pgd", "cw", "apgd-ce", "apgd-dlr", "apgd-t
 """Those that can be told where to begin."""
 
 WITH_ALPHA = ("fgsm", "bim", "pgd", "cw")
-FLAGS = {"climb-on": ("bim", "pgd", "cw"), "compatible": ("pgd",)}
+FLAGS = {
+    "climb-on": ("bim", "pgd", "cw"),
+    "compatible": ("pgd",),
+    "bf16": ("bim", "pgd", "cw"),
+}
 """What may follow the colon besides alpha, and the kinds of attack that take it."""
 
 

@@ -81,7 +81,7 @@ def keep(sitter: Sitter, eps: float, progress: Progress = nowhere) -> bool:
     images = images.to(next(model.parameters()).device)
     x, y = images.pixels(slice(SURFACE_IMAGES)), images.y[:SURFACE_IMAGES]
     radii = {eps, ball.eps} if isinstance(ball, Linf) else {eps}
-    size = recipe.evaluation.batch_size or 2 * recipe.data.batch_size
+    size = recipe.evaluation.batch_size or recipe.data.batch_size
     kinds = {
         "surface": surface_arrays(model, x, y, sorted(radii), seed=SEED),
         "large": _large(model, x[:LARGE_SHOWN], y[:LARGE_SHOWN], eps, images),

@@ -1,4 +1,4 @@
-"""Evaluations that were interrupted: what each batch answered, kept until the last one has."""
+"""Evaluations that were interrupted: what each pool answered, kept until the last one has."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class Unfinished:
-    """A directory with one file a batch (gratis.evaluate.answered.Outcomes).
+    """A directory with one file a pool (gratis.evaluate.answered.Outcomes).
 
     Its name is a function of the question, which holds everything that an answer depends on: so a
     file is never taken for the answer to another one. A file that is cut short is asked again.

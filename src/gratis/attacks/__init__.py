@@ -18,7 +18,8 @@ def build_attack(name: str) -> Attack:
     loss under projected gradient, as Madry 2018 evaluates); bim-K and fgsm start at the image,
     the latter with a single step of eps (Kurakin 2017, Goodfellow 2015). autoattack is the
     standard version, the others its parts, and apgd-dlr. pgd-K-R:compatible is measured as the
-    released code of Wong 2020 does.
+    released code of Wong 2020 does; :bf16 searches in bfloat16 and confirms in the model's own
+    precision.
     """
     parsed = parse_attack(name)
     if parsed.kind in _WHOLE:
@@ -34,6 +35,7 @@ def build_attack(name: str) -> Attack:
         loss="margin" if parsed.kind == "cw" else "cross-entropy",
         start="random" if parsed.kind in ("pgd", "cw") else "zero",
         climb_on="climb-on" in parsed.flags,
+        bf16="bf16" in parsed.flags,
     )
 
 

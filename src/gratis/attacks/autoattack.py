@@ -1,7 +1,9 @@
 """AutoAttack, standard version: four attacks in sequence, each on what is still standing."""
 
+import math
 import time
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +23,13 @@ STANDARD: tuple[Attack, ...] = (
 )
 
 
+NUMBERS_IN_CACHE = 2**17
+"""In a batch of images, for each thread of a CPU. Measured on the papers' small net and a residual
+one: in batches of 512 an image takes a tenth to a fifth longer."""
+FEWEST = 16
+"""Images in a batch: with fewer, calling takes longer than computing."""
+
+
 @dataclass(frozen=True)
 class AutoAttack:
     """APGD on cross entropy, targeted APGD on DLR, targeted FAB, and Square.
@@ -32,6 +41,8 @@ class AutoAttack:
     """
 
     name: str
+
+    packs: ClassVar[bool] = True
 
     def parameters(self, ball: Ball) -> dict[str, float | int | str]:
         numbers = {
@@ -50,7 +61,7 @@ class AutoAttack:
             classes = attacked.model(attacked.x[:1]).shape[1]
         attacked.meter.forwards += 1
         adversarial, broken = attacked.unbroken()
-        for attack in STANDARD:
+        for place, attack in enumerate(STANDARD):
             if isinstance(attack, APGD) and classes < CLASSES_NEEDED[attack.loss]:
                 continue
             given = ~broken
@@ -58,8 +69,21 @@ class AutoAttack:
             if not len(todo):
                 break
             clock, meter = time.perf_counter(), Meter()
-            adversarial[todo], broken[todo] = attack(replace(attacked.of(todo), meter=meter))
+            batches = todo.tensor_split(_batches(attacked, len(todo)))
+            for done, rows in enumerate(batches):
+                some = replace(attacked.of(rows), meter=meter)
+                adversarial[rows], broken[rows] = attack(some)
+                attacked.tell((place + (done + 1) / len(batches)) / len(STANDARD))
             seconds = time.perf_counter() - clock
             attacked.meter.add(meter)
             attacked.parts.append(Part(attack.name, given, given & broken, seconds, meter))
         return adversarial, broken
+
+
+def _batches(attacked: Attacked, count: int) -> int:
+    """How many batches, as large as each other, an attack gets its `count` images in."""
+    batches = 1 if attacked.size is None else math.ceil(count / attacked.size)
+    if attacked.x.device.type == "cpu":
+        numbers = count * attacked.x[0].numel() / torch.get_num_threads()
+        batches = max(batches, min(round(numbers / NUMBERS_IN_CACHE), count // FEWEST))
+    return batches

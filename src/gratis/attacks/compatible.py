@@ -1,11 +1,14 @@
 """Projected gradient as the released code of Wong 2020 measures it, for that paper's tables."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gratis.attacks.search import Attacked, Search, starts
+from gratis.attacks.packing import Standing, ask, packed
+from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS
+from gratis.attacks.search import Attacked, Search, shaped, starts
 from gratis.balls import Ball
 
 
@@ -26,6 +29,8 @@ class FastCodePGD:
     restarts: int = 1
     alpha: float | None = None
 
+    packs: ClassVar[bool] = True
+
     def step_size(self, ball: Ball) -> float:
         return 0.25 * ball.eps if self.alpha is None else self.alpha
 
@@ -42,23 +47,39 @@ class FastCodePGD:
     def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
         """Attack images that the model gets right; see Attack."""
         x, ball = attacked.x, attacked.ball
+        every = torch.arange(len(x))
         best = torch.zeros_like(x)
         highest = x.new_zeros(len(x))
         for restart in range(self.restarts):
             delta = starts(ball, x, attacked.keys, restart)
-            moving = torch.arange(len(x), device=x.device)
-            for _ in range(self.steps):
-                if not len(moving):
-                    break
-                search = Search(attacked.of(moving))
-                grad = search.grad(ball.place(x[moving], delta[moving]))
-                moving, grad = moving[~search.fooled], grad[~search.fooled]
-                delta[moving] = ball.ascend(x[moving], delta[moving], grad, self.step_size(ball))
-            logits = Search(attacked).look(ball.place(x, delta))
-            values = attacked.losses(logits, attacked.y)
-            higher = values >= highest
-            best[higher], highest = delta[higher], torch.where(higher, values, highest)
-        point = ball.place(x, best)
-        last = Search(attacked)
-        last.look(point)
-        return point, last.fooled
+            moving = every
+            for done in range(0, self.steps, STEPS_BETWEEN_DROPS):
+                steps = min(STEPS_BETWEEN_DROPS, self.steps - done)
+                moving = self._moved(attacked, moving, delta, steps)
+            for rows in packed(every, attacked.size):
+                part = attacked.of(rows)
+                logits = Search(part).look(ball.place(part.x, delta[rows]))
+                values = part.losses(logits, part.y)
+                higher = values >= highest[rows]
+                best[rows] = torch.where(shaped(higher, x), delta[rows], best[rows])
+                highest[rows] = torch.where(higher, values, highest[rows])
+            attacked.tell((restart + 1) / self.restarts)
+        standing = Standing(attacked)
+        ask(attacked, standing, every, ball.place(x, best))
+        return standing.point, standing.broken
+
+    def _moved(self, attacked: Attacked, moving: Tensor, delta: Tensor, steps: int) -> Tensor:
+        """A few steps of the images at `moving` [n], from `delta` [N, C, H, W], which is moved.
+
+        Returns which of them were classified rightly all along.
+        """
+        stopped = torch.zeros(len(delta), dtype=torch.bool, device=delta.device)
+        for rows in packed(moving, attacked.size):
+            part = attacked.of(rows)
+            search, here = Search(part), delta[rows]
+            for _ in range(steps):
+                grad = search.grad(part.ball.place(part.x, here))
+                onwards = part.ball.ascend(part.x, here, grad, self.step_size(part.ball))
+                here = torch.where(shaped(search.fooled, here), here, onwards)
+            delta[rows], stopped[rows] = here, search.fooled
+        return moving[~stopped[moving].cpu()]

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gratis.attacks.search import Attacked
-from gratis.balls import Ball
+from gratis.attacks.first_layer import input_gradients
+from gratis.attacks.search import Attacked, shaped
+from gratis.balls import Ball, finite
 
 OVERSHOOT = 1.05
 BACKWARD = 0.9
@@ -22,8 +23,8 @@ class FAB:
     is misclassified.
     Source: Croce & Hein 2020b ("Minimally distorted adversarial examples"), algorithm 1 and
     section 3; the targeted variant and its constants as in AutoAttack's released code.
-    Differs from the code: an image is done once a misclassified point lies in the ball; a step's
-    forward also judges the point before it; no weight gradients.
+    Differs from the code: an image is done once a misclassified point lies in the ball; no weight
+    gradients; the projections are found without sorting.
     """
 
     name: str
@@ -64,61 +65,60 @@ class _Walk:
     def go(self, steps: int) -> tuple[Tensor, Tensor]:
         """(points, fooled) of all images after at most so many steps."""
         for _ in range(steps):
-            gap, slope = self._judged()
+            self._step(*self._boundary())
+            self._judge()
             if not len(self.rows):
                 break
-            self._step(gap, slope)
-        else:
-            self._judged()
         self.points[self.rows] = self.ball.place(
             self.x, self.ball.project(self.x, self.point - self.x)
         )
         return self.points, self.fooled
 
-    def _judged(self) -> tuple[Tensor, Tensor]:
-        """Take out the images whose point does it; (gap [n], slope) at the points of the rest."""
-        gap, slope, wrong = self._boundary(self.point, slice(None))
-        if not wrong.any():
-            return gap, slope
-        done = wrong & (self.ball.size(self.point - self.x) <= self.ball.eps)
-        if done.any():
-            self.points[self.rows[done]], self.fooled[self.rows[done]] = self.point[done], True
-            left = (~done).nonzero().flatten()
-            gap, slope, wrong = gap[left], slope[left], wrong[left]
-            self.rows, self.x, self.y = self.rows[left], self.x[left], self.y[left]
-            self.towards, self.point = self.towards[left], self.point[left]
-        far = wrong.nonzero().flatten()
-        if len(far):
-            back = self.x[far] + BACKWARD * (self.point[far] - self.x[far])
-            self.point[far] = back
-            gap[far], slope[far], _ = self._boundary(back, far)
-        return gap, slope
-
-    def _boundary(self, point: Tensor, chosen: Tensor | slice) -> tuple[Tensor, Tensor, Tensor]:
-        """(target's logit minus the label's [n], its gradient, whether misclassified [n])."""
-        point = point.detach().requires_grad_()
-        labels, towards = self.y[chosen].unsqueeze(1), self.towards[chosen].unsqueeze(1)
-        with torch.enable_grad():
+    def _boundary(self) -> tuple[Tensor, Tensor]:
+        """(target's logit minus the label's [n], its gradient) at the points."""
+        point = self.point.detach().requires_grad_()
+        labels, towards = self.y.unsqueeze(1), self.towards.unsqueeze(1)
+        with torch.enable_grad(), input_gradients(point):
             logits = self.model(point)
             gap = (logits.gather(1, towards) - logits.gather(1, labels)).squeeze(1)
             (slope,) = torch.autograd.grad(gap.sum(), point)
         self.meter.probes += len(point)
-        return gap.detach(), slope, ~self.correct(logits.detach(), labels.squeeze(1))
+        return gap.detach(), slope
+
+    def _judge(self) -> None:
+        """Take out the images whose points do it, and lead those back whose points lie too far."""
+        # most points are wrong and led back: a gradient that came with these answers would be lost
+        with torch.no_grad():
+            wrong = ~self.correct(self.model(self.point), self.y)
+        self.meter.forwards += len(wrong)
+        if not wrong.any():
+            return
+        done = wrong & (self.ball.size(self.point - self.x) <= self.ball.eps)
+        if done.any():
+            self.points[self.rows[done]], self.fooled[self.rows[done]] = self.point[done], True
+            left = (~done).nonzero().flatten()
+            self.rows, self.x, self.y = self.rows[left], self.x[left], self.y[left]
+            self.towards, self.point, wrong = self.towards[left], self.point[left], wrong[left]
+        share = shaped(torch.where(wrong, BACKWARD, 1.0), self.x)
+        self.point = torch.lerp(self.x, self.point, share.to(self.x))
 
     def _step(self, gap: Tensor, slope: Tensor) -> None:
-        flat = slope.flatten(1)
         # the boundary's plane: slope . z = level
-        level = (flat * self.point.flatten(1)).sum(1) - gap
-        from_point = onto_plane(self.point, slope, level, self.ball)
-        from_image = onto_plane(self.x, slope, level, self.ball)
-        here, there = (self.ball.size(move).clamp_min(1e-8) for move in (from_point, from_image))
-        bias = (here / (here + there)).clamp(0, LARGEST_BIAS)
-        bias = bias.view(-1, *[1] * (self.x.dim() - 1))
-        mixed = (self.point + OVERSHOOT * from_point) * (1 - bias) + (
-            self.x + OVERSHOOT * from_image
-        ) * bias
-        finite = torch.isfinite(mixed.flatten(1)).all(1).view_as(bias)
-        self.point = torch.where(finite, self.ball.clip(mixed), self.point)
+        level = (slope.flatten(1) * self.point.flatten(1)).sum(1) - gap
+        # both at once: few images are left for most of the time, and each operation has its price
+        moves = onto_plane(
+            torch.cat([self.point, self.x]),
+            torch.cat([slope, slope]),
+            torch.cat([level, level]),
+            self.ball,
+        )
+        from_point, from_image = moves.chunk(2)
+        here, there = self.ball.size(moves).clamp_min(1e-8).chunk(2)
+        bias = shaped((here / (here + there)).clamp(0, LARGEST_BIAS), slope)
+        mixed = torch.lerp(
+            self.point + OVERSHOOT * from_point, self.x + OVERSHOOT * from_image, bias
+        )
+        self.point = torch.where(shaped(finite(mixed), mixed), self.ball.clip(mixed), self.point)
 
 
 def onto_plane(z: Tensor, slope: Tensor, level: Tensor, ball: Ball) -> Tensor:
@@ -129,12 +129,11 @@ def onto_plane(z: Tensor, slope: Tensor, level: Tensor, ball: Ball) -> Tensor:
     """
     flat, w = z.flatten(1), slope.flatten(1)
     excess = (w * flat).sum(1) - level
-    w = torch.where(excess[:, None] >= 0, w, -w)
     # each pixel moves against w, as far as it must and the box allows
-    room = torch.where(w > 0, flat - ball.low, ball.high - flat).clamp_min(0)
+    away = -w.sign() * torch.where(excess >= 0, 1.0, -1.0).to(w)[:, None]
+    room = (ball.clip(flat + 2 * (ball.high - ball.low) * away) - flat).abs()
     moved = _few_pixels if ball.norm == "l1" else _every_pixel
-    far = moved(w.abs(), room, excess.abs(), ball)
-    return (-w.sign() * far).view_as(z)
+    return (away * moved(w.abs(), room, excess.abs(), ball)).view_as(z)
 
 
 def _few_pixels(weight: Tensor, room: Tensor, excess: Tensor, ball: Ball) -> Tensor:
@@ -149,21 +148,26 @@ def _few_pixels(weight: Tensor, room: Tensor, excess: Tensor, ball: Ball) -> Ten
 
 
 def _every_pixel(weight: Tensor, room: Tensor, excess: Tensor, ball: Ball) -> Tensor:
-    """How far each pixel moves [n, pixels] in Linf and L2: min(time * speed, room)."""
-    speed = torch.ones_like(weight) if ball.norm == "linf" else weight
-    hit = torch.where(weight > 0, room / speed.clamp_min(1e-30), torch.inf)
-    order = hit.argsort(1)
-    sorted_hit = hit.gather(1, order)
-    gain_rate = (weight * speed).gather(1, order)
-    gained_at_box = (weight * room).gather(1, order)
-    # with time t just at the i-th hit: pixels before it stand at the box, the others still move
-    before = gained_at_box.cumsum(1) - gained_at_box
-    rate = gain_rate.flip(1).cumsum(1).flip(1)
-    finite_hit = torch.where(sorted_hit.isinf(), 0.0, sorted_hit)
-    reached = torch.where(sorted_hit.isinf(), torch.inf, before + rate * finite_hit)
-    place = (reached < excess[:, None]).sum(1, keepdim=True)
-    last = weight.shape[1] - 1
-    inside = place.clamp(max=last)
-    time = (excess[:, None] - before.gather(1, inside)) / rate.gather(1, inside).clamp_min(1e-30)
-    time = torch.where(place > last, torch.inf, time)
-    return torch.where(time.isinf(), room, torch.minimum(torch.nan_to_num(time * speed), room))
+    """How far each pixel moves [n, pixels] in Linf and L2: min(time * speed, room).
+
+    What all of them gain together grows with the time, ever more slowly as pixels arrive at the
+    box. Newton's steps from 0 therefore never go too far, and end, exactly, as soon as none but
+    pixels known to have arrived do.
+    """
+    flat = ball.norm == "linf"
+    tiny, largest = torch.finfo(weight.dtype).tiny, torch.finfo(weight.dtype).max
+    arrival = room if flat else room / weight.clamp_min(tiny)
+    gain, rate = weight * room, weight if flat else weight * weight
+    excess = excess[:, None]
+    time = torch.zeros_like(excess)
+    while True:
+        # 1 for pixels on their way, 0 for others: on CPUs masks are slower than numbers
+        moving = (arrival - time).clamp_min_(0).sign_()
+        still = (rate * moving).sum(1, keepdim=True)
+        arrived = gain.sub(gain * moving).sum(1, keepdim=True)
+        later = ((excess - arrived) / still.clamp_min(tiny)).clamp_max(largest)
+        # not "until equal": what is no number would go on for ever
+        if not (later > time).any():
+            break
+        time = torch.maximum(time, later)
+    return torch.minimum(time if flat else time * weight, room)

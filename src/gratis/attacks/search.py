@@ -8,12 +8,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gratis.attacks.first_layer import input_gradients
 from gratis.balls import Ball
 from gratis.budget import Meter
 from gratis.losses import Loss
 
 Model = Callable[[Tensor], Tensor]
 Correct = Callable[[Tensor, Tensor], Tensor]
+Tell = Callable[[float], None]
+"""Told what share of the work is done, 0 to 1, as often as it is known."""
+
+
+def nobody(share: float) -> None:
+    """Where nobody wants to know."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +32,8 @@ class Attacked:
     meter: where the cost is counted.  parts: where an attack made of several says how each fared.
     start: points [B, C, H, W] of the ball where the first restart begins, in place of the
     attack's own; for attacks that have a start.
+    size: how many images the model is asked about at a time; None: all of them.
+    tell: who wants to know how far the attack is.
     """
 
     model: Model
@@ -37,12 +46,14 @@ class Attacked:
     meter: Meter
     parts: list["Part"] = field(default_factory=list)
     start: Tensor | None = None
+    size: int | None = None
+    tell: Tell = nobody
 
     def of(self, rows: Tensor) -> "Attacked":
-        """The images at `rows` [n] (indices) alone."""
+        """The images at `rows` [n] (indices) alone: a piece of the work, which tells nobody."""
         keys = [self.keys[i] for i in rows.tolist()]
         start = None if self.start is None else self.start[rows]
-        return replace(self, x=self.x[rows], y=self.y[rows], keys=keys, start=start)
+        return replace(self, x=self.x[rows], y=self.y[rows], keys=keys, start=start, tell=nobody)
 
     def unbroken(self) -> tuple[Tensor, Tensor]:
         """(adversarial, broken) as they stand before anything is tried."""
@@ -59,12 +70,27 @@ class Part:
     seconds: float
     meter: Meter
 
+    def among(self, rows: Tensor, count: int) -> "Part":
+        """The flags for all of `count` images, where this one was told of those at `rows` [B]."""
+        given, broken = torch.zeros(2, count, dtype=torch.bool)
+        given[rows.cpu()], broken[rows.cpu()] = self.given.cpu(), self.broken.cpu()
+        return replace(self, given=given, broken=broken)
+
+    def beside(self, other: "Part") -> "Part":
+        """The same attack on other ones of the same images, taken together."""
+        meter = Meter()
+        meter.add(self.meter)
+        meter.add(other.meter)
+        given, broken = self.given | other.given, self.broken | other.broken
+        return Part(self.attack, given, broken, self.seconds + other.seconds, meter)
+
 
 class Attack(Protocol):
     """An attack for evaluation.
 
     Returns (adversarial, broken): for a broken image a misclassified point of the ball, for the
-    others the last point tried; and a bool [B].
+    others the last point tried; and a bool [B]. One that has `packs = True` may be given any
+    number of images, and asks the model about `attacked.size` at a time.
     """
 
     @property
@@ -83,12 +109,20 @@ class Search:
     values: the loss [B] where the last gradient was taken.  fooled: bool [B].
     found: for a fooled image, the first point that fooled it; with `latest` the last one.
     towards: classes [B] that a targeted loss wants to know, where there is one.
+    precision: dtype for autocast around the model, None for the model's own; points, losses and
+    gradients keep the points' dtype.
+    Nothing here waits for the device: no value is asked for, no shape depends on one.
     """
 
     def __init__(
-        self, attacked: Attacked, losses: Loss | None = None, *, latest: bool = False
+        self,
+        attacked: Attacked,
+        losses: Loss | None = None,
+        *,
+        latest: bool = False,
+        precision: torch.dtype | None = None,
     ) -> None:
-        self.latest = latest
+        self.latest, self.precision = latest, precision
         self.model, self.y, self.meter = attacked.model, attacked.y, attacked.meter
         self.losses, self.correct = losses or attacked.losses, attacked.correct
         self.fooled = torch.zeros(len(self.y), dtype=torch.bool, device=self.y.device)
@@ -99,8 +133,8 @@ class Search:
     def grad(self, point: Tensor) -> Tensor:
         """The gradient of each image's loss at `point` [B, C, H, W], inside the pixel range."""
         point = point.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = self.model(point)
+        with torch.enable_grad(), input_gradients(point):
+            logits = self._answers(point)
             if not logits.requires_grad:
                 raise ValueError(
                     "the model's output carries no gradient back to its input (torch.no_grad() or "
@@ -117,7 +151,7 @@ class Search:
     def look(self, point: Tensor) -> Tensor:
         """The answers [B, K] at `point`, without a gradient."""
         with torch.no_grad():
-            logits = self.model(point)
+            logits = self._answers(point)
         self.meter.forwards += len(point)
         self._remember(point, logits)
         return logits
@@ -130,13 +164,23 @@ class Search:
         if self.towards is not None:
             self.towards = self.towards[chosen]
 
+    def _answers(self, point: Tensor) -> Tensor:
+        if self.precision is None:
+            return self.model(point)
+        with torch.autocast(point.device.type, self.precision):
+            return self.model(point).to(point.dtype)
+
     def _remember(self, point: Tensor, logits: Tensor) -> None:
         wrong = ~self.correct(logits, self.y)
         kept = wrong if self.latest else wrong & ~self.fooled
-        if not len(self.found):
-            self.found = point.clone()
-        self.found = torch.where(kept.view(-1, *[1] * (point.dim() - 1)), point, self.found)
+        found = self.found if len(self.found) else point
+        self.found = torch.where(shaped(kept, point), point, found)
         self.fooled = self.fooled | wrong
+
+
+def shaped(per_image: Tensor, like: Tensor) -> Tensor:
+    """One value an image [B], to go with `like` [B, C, H, W]."""
+    return per_image.view(-1, *[1] * (like.dim() - 1))
 
 
 def image_key(seed: int, image: Tensor, label: int) -> int:

@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gratis.attacks.search import Attacked, Search, generator_for
-from gratis.attacks.windows import Windows
+from gratis.attacks.search import Attacked, generator_for
+from gratis.attacks.windows import Windows, window
 from gratis.balls import Ball
 from gratis.losses import margin
 
@@ -38,7 +38,8 @@ class Square:
     Source: Andriushchenko 2020b ("Square Attack"), algorithms 1 to 3 and sections 3.3, 3.4; in L1
     the released code of Croce & Hein 2021.
     Differs from the released code: every image draws its own squares, as a function of its key;
-    a square may lie against the last row and column too.
+    a square may lie against the last row and column too; a square that would change no pixel
+    counts as tried, but the model is not asked about it.
     """
 
     name: str
@@ -50,31 +51,29 @@ class Square:
 
     def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
         """Attack images that the model gets right; see Attack."""
-        x, y = attacked.x, attacked.y
         adversarial, broken = attacked.unbroken()
-        rows = torch.arange(len(x), device=x.device)
-        search = Search(attacked)
+        rows = torch.arange(len(broken), device=broken.device)
         proposals = self._proposals(attacked)
-        best = proposals.first(x)
-        value = margin(search.look(best), y)
+        best = proposals.first(attacked.x)
+        value, wrong = _ask(attacked, best, rows)
         for query in range(1, self.queries):
-            out = search.fooled
-            if bool(out.any()):
-                adversarial[rows[out]], broken[rows[out]] = search.found[out], True
-                left = (~out).nonzero().flatten()
+            if wrong.any():
+                adversarial[rows[wrong]], broken[rows[wrong]] = best[wrong], True
+                left = (~wrong).nonzero().flatten()
                 if not len(left):
                     return adversarial, broken
-                rows, x, best, value = rows[left], x[left], best[left], value[left]
-                search.keep(left)
+                attacked, rows, best, value = attacked.of(left), rows[left], best[left], value[left]
                 proposals.keep(left)
-            tried = proposals.next(query, self._area(query, x), x, best)
-            found = margin(search.look(tried), search.y)
-            better = found > value
-            value = torch.where(better, found, value)
-            best = torch.where(better.view(-1, 1, 1, 1), tried, best)
-        out = search.fooled
-        adversarial[rows] = best
-        adversarial[rows[out]], broken[rows[out]] = search.found[out], True
+            tried = proposals.next(query, self._area(query, best), attacked.x, best)
+            # what changes no pixel changes no answer: the model is not asked
+            asked = (tried - best).flatten(1).abs().amax(1).nonzero().flatten()
+            tried = tried if len(asked) == len(best) else tried[asked]
+            found, fooled = _ask(attacked, tried, asked)
+            taken = ((found > value[asked]) | fooled).nonzero().flatten()
+            at = asked[taken]
+            best[at], value[at] = tried[taken], found[taken]
+            wrong = torch.zeros_like(value, dtype=torch.bool).index_fill(0, asked[fooled], True)
+        adversarial[rows], broken[rows] = best, wrong
         return adversarial, broken
 
     def _proposals(self, attacked: Attacked) -> Proposals:
@@ -90,6 +89,17 @@ class Square:
         return self.share * height * width / float(2**halvings)
 
 
+def _ask(attacked: Attacked, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The margin at the points [n] of the images at `rows`, and whether they are misclassified."""
+    if not len(rows):
+        return points.new_empty(0), rows.to(torch.bool)
+    labels = attacked.y[rows]
+    with torch.no_grad():
+        logits = attacked.model(points)
+    attacked.meter.forwards += len(points)
+    return margin(logits, labels), ~attacked.correct(logits, labels)
+
+
 class _Squares:
     """Squares of +-eps in Linf; the random numbers are drawn at once, so that no batch can
     change them.
@@ -97,33 +107,28 @@ class _Squares:
 
     def __init__(self, random: list[torch.Generator], x: Tensor, ball: Ball, queries: int) -> None:
         self.ball = ball
-        channels, self.height, self.width = x.shape[1:]
+        channels, _, width = x.shape[1:]
         self.stripes = torch.stack(
-            [_signs(torch.rand(channels, 1, self.width, generator=g)) for g in random]
+            [_signs(torch.rand(channels, 1, width, generator=g)) for g in random]
         ).to(x)
         drawn = [torch.rand(queries, 2 + channels, generator=g) for g in random]
-        self.drawn = torch.stack(drawn).to(x.device)
-        self.row = torch.arange(self.height, device=x.device).view(1, 1, -1, 1)
-        self.column = torch.arange(self.width, device=x.device).view(1, 1, 1, -1)
+        self.drawn = torch.stack(drawn, 1).to(x.device)
+        self.rows = torch.arange(len(x), device=x.device)
 
     def keep(self, chosen: Tensor) -> None:
-        self.drawn = self.drawn[chosen]
+        self.rows = self.rows[chosen]
 
     def first(self, x: Tensor) -> Tensor:
         """Vertical stripes."""
         return self.ball.place(x, self.ball.eps * self.stripes)
 
     def next(self, query: int, area: float, x: Tensor, best: Tensor) -> Tensor:
-        side = max(1, min(round(math.sqrt(area)), self.height, self.width))
-        share = self.drawn[:, query]
-        top = (share[:, 0] * (self.height - side + 1)).long().view(-1, 1, 1, 1)
-        left = (share[:, 1] * (self.width - side + 1)).long().view(-1, 1, 1, 1)
-        rows = (self.row >= top) & (self.row < top + side)
-        columns = (self.column >= left) & (self.column < left + side)
-        signs = _signs(share[:, 2:])[:, :, None, None]
-        return torch.where(
-            rows & columns, self.ball.place(x, self.ball.eps * signs.expand_as(x)), best
-        )
+        side = max(1, min(round(math.sqrt(area)), *x.shape[2:]))
+        share = self.drawn[query, self.rows]
+        places = window(share[:, :2], side, x)
+        signs = _signs(share[:, 2:, None]).to(x)
+        inside = self.ball.place(x.flatten(2).gather(2, places), self.ball.eps * signs)
+        return best.flatten(2).scatter(2, places, inside).view_as(x)
 
 
 def _signs(share: Tensor) -> Tensor:

@@ -32,10 +32,12 @@ class Windows:
         # all at once, so that no batch can change them
         tiles = [torch.rand(count, 1 + self.channels, generator=g) for g in random]
         drawn = [torch.rand(queries, 5 + self.channels, generator=g) for g in random]
-        self.tiles, self.drawn = torch.stack(tiles).to(x.device), torch.stack(drawn).to(x.device)
+        self.tiles = torch.stack(tiles).to(x.device)
+        self.drawn = torch.stack(drawn, 1).to(x.device)
+        self.rows = torch.arange(len(x), device=x.device)
 
     def keep(self, chosen: Tensor) -> None:
-        self.drawn = self.drawn[chosen]
+        self.rows = self.rows[chosen]
 
     def first(self, x: Tensor) -> Tensor:
         """A bump in every tile, the tiles in the middle of the image."""
@@ -55,8 +57,8 @@ class Windows:
         """The points of query number `query`, with windows of about `area` pixels."""
         side = max(round(math.sqrt(area)), SMALLEST)
         side = min(side + 1 - side % 2, self.height, self.width)
-        share = self.drawn[:, query]
-        gets, gives = self._window(share[:, 0:2], side), self._window(share[:, 2:4], side)
+        share = self.drawn[query, self.rows]
+        gets, gives = window(share[:, 0:2], side, x), window(share[:, 2:4], side, x)
         bump = self._bumps(share[:, 4], side, x).flatten(1)[:, None] * _signs(share[:, 5:, None])
         delta = (best - x).flatten(2)
         held = delta.gather(2, gets)
@@ -79,15 +81,6 @@ class Windows:
         if self.power == 2:
             return self.ball.place(x, self.ball.eps * self.ball.steepest(delta))
         return self.ball.place(x, self.ball.project(x, delta))
-
-    def _window(self, share: Tensor, side: int) -> Tensor:
-        """Places [n, C, side * side] among an image's pixels of a window, from shares [n, 2]."""
-        top = (share[:, :1] * (self.height - side + 1)).long()
-        left = (share[:, 1:] * (self.width - side + 1)).long()
-        along = torch.arange(side, device=share.device)
-        rows, columns = (top + along)[:, :, None], (left + along)[:, None]
-        places = (rows * self.width + columns).flatten(1)
-        return places[:, None].expand(-1, self.channels, -1)
 
     def _bumps(self, share: Tensor, side: int, x: Tensor) -> Tensor:
         """Bumps [..., side, side] of length 1, upright or lying as the shares [...] say."""
@@ -114,6 +107,17 @@ class Windows:
         """In the ball's norm over the last dimension, [..., 1]."""
         length: Tensor = torch.linalg.vector_norm(delta, self.power, dim=-1, keepdim=True)
         return length
+
+
+def window(share: Tensor, side: int, x: Tensor) -> Tensor:
+    """Places [n, C, side * side] among the pixels of x's images of a window, from shares [n, 2]."""
+    channels, height, width = x.shape[1:]
+    top = (share[:, :1] * (height - side + 1)).long()
+    left = (share[:, 1:] * (width - side + 1)).long()
+    along = torch.arange(side, device=share.device)
+    rows, columns = (top + along)[:, :, None], (left + along)[:, None]
+    places = (rows * width + columns).flatten(1)
+    return places[:, None].expand(-1, channels, -1)
 
 
 def _signs(share: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What one batch of images answered to every attack, as it is kept when an evaluation stops."""
+"""What one pool of images answered to every attack, as it is kept when an evaluation stops."""
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -13,7 +13,7 @@ from gratis.budget import Meter
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """Of a batch of n images under A attacks, all on the CPU.
+    """Of a pool of n images under A attacks, all on the CPU.
 
     correct: bool [n, 1 + A].  seconds, meters: one for each column.  parts: for each attack, how
     its parts fared, where it has any.
@@ -51,26 +51,26 @@ class Outcomes(Protocol):
     """Where an evaluation keeps what it has, so that an interrupted one goes on."""
 
     def get(self, place: int) -> Answered | None:
-        """What batch number `place` answered, None where it has not yet."""
+        """What pool number `place` answered, None where it has not yet."""
         ...
 
     def put(self, place: int, answered: Answered) -> None: ...
 
 
 def joined(answers: Sequence[Answered], attack: int) -> tuple[Part, ...]:
-    """The parts of attack number `attack` over all batches, in the order of first appearance.
+    """The parts of attack number `attack` over all pools, in the order of first appearance.
 
-    A batch that a part never saw, since nothing was left standing, counts as not given to it.
+    A pool that a part never saw, since nothing was left standing, counts as not given to it.
     """
-    batches = [{part.attack: part for part in a.parts[attack]} for a in answers]
+    pools = [{part.attack: part for part in a.parts[attack]} for a in answers]
     sizes = [len(a.correct) for a in answers]
     return tuple(
-        _over_batches(name, [batch.get(name) for batch in batches], sizes)
-        for name in dict.fromkeys(name for batch in batches for name in batch)
+        _over_pools(name, [pool.get(name) for pool in pools], sizes)
+        for name in dict.fromkeys(name for pool in pools for name in pool)
     )
 
 
-def _over_batches(name: str, found: Sequence[Part | None], sizes: Sequence[int]) -> Part:
+def _over_pools(name: str, found: Sequence[Part | None], sizes: Sequence[int]) -> Part:
     meter = Meter()
     given, broken, seconds = [], [], 0.0
     for part, size in zip(found, sizes, strict=True):

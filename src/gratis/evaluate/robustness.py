@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gratis.attacks import Attack, Attacked, build_attack
+from gratis.attacks.packing import in_batches, packed, portion
 from gratis.attacks.search import Part, image_key
 from gratis.balls import Ball
 from gratis.budget import Meter
@@ -16,6 +17,10 @@ from gratis.evaluate.answered import Answered, Outcomes, joined
 from gratis.tasks import Classification
 
 Progress = Callable[[int], None]
+
+BATCHES_IN_A_POOL = 4
+"""Batches of the loader that are attacked together: what survives of them fills batches again.
+More keep batches fuller; but a pool is also what an interrupted evaluation loses."""
 
 SLACK = 1e-5
 SPACING = 2.0**-24
@@ -71,7 +76,8 @@ def robust_accuracy(
 ) -> Robustness:
     """Evaluate `model` (images in the ball's range -> logits [B, K]) in eval mode and fp32.
 
-    loader: any iterable of (x, y), x [B, C, H, W], y [B].
+    loader: any iterable of (x, y), x [B, C, H, W], y [B]. The model is asked about as many
+    images at a time as the loader gives; BATCHES_IN_A_POOL batches are attacked together.
     attacks: names such as "pgd-50-10" or "pgd-50-10:alpha=0.01".
     Random starts are a function of (seed, an image's pixels and label, restart), never of its
     place in a batch. The model's mode, gradients and running statistics are left as they were.
@@ -80,9 +86,14 @@ def robust_accuracy(
     alone: every attack is given every image that is right when clean; otherwise only what the
     attacks before have left, which costs less and is all that `robust` needs.
     examples: how many images to keep for pictures.  points: keep every adversarial point.
-    outcomes: where batches already answered are kept; the same loader and arguments are needed.
-    progress: called with images done so far.
+    outcomes: where pools already answered are kept; the same loader and arguments are needed.
+    progress: called with images done so far, among them a share of those being attacked.
     """
+
+    def tell(images: float) -> None:
+        if progress:
+            progress(int(images))
+
     task = task or Classification()
     plan = [build_attack(name) for name in attacks]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -91,15 +102,17 @@ def robust_accuracy(
     duplicates: dict[int, int] = {}
     done = 0
     with as_evaluated(model):
-        for place, (x, y) in enumerate(loader):
-            x, y = x.to(device), y.to(device)
-            ball.check(x)
+        for place, (x, y, size) in enumerate(_pools(loader, ball, device)):
             keys = [
                 _key(seed, image, int(label), duplicates) for image, label in zip(x, y, strict=True)
             ]
             answered = outcomes.get(place) if outcomes else None
             if answered is None:
-                attacked = Attacked(model, x, y, ball, task.losses, task.correct, keys, Meter())
+                attacked = Attacked(
+                    *(model, x, y, ball, task.losses, task.correct, keys, Meter()),
+                    size=size,
+                    tell=portion(tell, done, len(x)),
+                )
                 wanted = len(x) if points else min(examples, len(x)) * (place == 0)
                 answered = _answer(plan, attacked, alone, wanted)
                 if outcomes:
@@ -109,17 +122,40 @@ def robust_accuracy(
                 kept = _examples(model, x[:examples], last.to(x), y[:examples])
             answers.append(answered)
             done += len(x)
-            if progress:
-                progress(done)
+            tell(done)
     if not answers:
         raise ValueError("no images to evaluate: the loader was empty")
     return _together(tuple(attacks), answers, kept, points)
 
 
+def _pools(
+    loader: Iterable[tuple[Tensor, Tensor]], ball: Ball, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """(x, y, largest batch) of several batches of the loader together; images of another shape
+    begin a new pool.
+    """
+    pool: list[tuple[Tensor, Tensor]] = []
+    for x, y in loader:
+        x, y = x.to(device), y.to(device)
+        ball.check(x)
+        alike = pool and (x.shape[1:], x.dtype) == (pool[0][0].shape[1:], pool[0][0].dtype)
+        if pool and (not alike or len(pool) == BATCHES_IN_A_POOL):
+            yield _pool(pool)
+            pool = []
+        pool.append((x, y))
+    if pool:
+        yield _pool(pool)
+
+
+def _pool(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, int]:
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return x, y, max(len(part) for part, _ in batches)
+
+
 def _together(
     attacks: tuple[str, ...], answers: list[Answered], kept: Examples | None, points: bool
 ) -> Robustness:
-    """The batches' answers as one."""
+    """The pools' answers as one."""
     correct = torch.cat([answered.correct for answered in answers])
     meters = [Meter() for _ in range(1 + len(attacks))]
     for answered in answers:
@@ -138,17 +174,17 @@ def _together(
 
 
 def _answer(plan: list[Attack], attacked: Attacked, alone: bool, points: int) -> Answered:
-    """One batch under every attack; the first `points` images' points are kept."""
+    """One pool under every attack; the first `points` images' points are kept."""
     x = attacked.x
     clock = time.perf_counter()
-    with torch.no_grad():
-        clean = attacked.correct(attacked.model(x), attacked.y)
+    clean = _right(attacked, torch.arange(len(x)), x)
     seconds = [time.perf_counter() - clock]
-    columns, meters, parts = [clean], [Meter(forwards=len(x))], []
+    columns, meters, parts = [clean], [attacked.meter], []
     found = [x.new_empty((0, points, *x.shape[1:]))]
-    for attack in plan:
+    for place, attack in enumerate(plan):
         clock = time.perf_counter()
-        given = replace(attacked, meter=Meter(), parts=[])
+        tell = portion(attacked.tell, place / len(plan), 1 / len(plan))
+        given = replace(attacked, meter=Meter(), parts=[], tell=tell)
         adversarial, standing = _under(attack, given, clean if alone else columns[-1])
         columns.append(standing)
         meters.append(given.meter)
@@ -163,10 +199,10 @@ def _under(attack: Attack, attacked: Attacked, right: Tensor) -> tuple[Tensor, T
     todo = right.nonzero().flatten()
     adversarial, standing = attacked.x.clone(), torch.zeros_like(right)
     if len(todo):
-        given = attacked.of(todo)
-        points, broken = attack(given)
+        given = replace(attacked.of(todo), tell=attacked.tell)
+        points, broken = in_batches(attack, given)
         adversarial[todo], standing[todo] = points, ~confirmed(given, points, broken)
-        attacked.parts[:] = [_of_batch(part, todo, len(right)) for part in attacked.parts]
+        attacked.parts[:] = [part.among(todo, len(right)) for part in attacked.parts]
     return adversarial, standing
 
 
@@ -181,19 +217,19 @@ def confirmed(attacked: Attacked, points: Tensor, broken: Tensor) -> Tensor:
     rounding = ball.size(torch.full_like(x, SPACING, dtype=torch.float64))
     near = ball.size(point.double() - x.double()) <= ball.eps * (1 + SLACK) + rounding
     inside = ((point >= ball.low) & (point <= ball.high)).flatten(1).all(1)
-    with torch.no_grad():
-        wrong = ~attacked.correct(attacked.model(point), attacked.y[rows])
-    attacked.meter.forwards += len(rows)
     really = broken.clone()
-    really[rows] = near & inside & wrong
+    really[rows] = near & inside & ~_right(attacked, rows, points)
     return really
 
 
-def _of_batch(part: Part, rows: Tensor, count: int) -> Part:
-    """A part's flags for all `count` images of a batch, where it was told of `rows` alone."""
-    given, broken = torch.zeros(2, count, dtype=torch.bool)
-    given[rows.cpu()], broken[rows.cpu()] = part.given.cpu(), part.broken.cpu()
-    return replace(part, given=given, broken=broken)
+def _right(attacked: Attacked, rows: Tensor, points: Tensor) -> Tensor:
+    """Whether the model is right about the images at `rows` [n], at their `points` [B, C, H, W]."""
+    answers = [rows.new_empty(0, dtype=torch.bool, device=points.device)]
+    with torch.no_grad():
+        for some in packed(rows, attacked.size):
+            answers.append(attacked.correct(attacked.model(points[some]), attacked.y[some]))
+            attacked.meter.forwards += len(some)
+    return torch.cat(answers)
 
 
 def _key(seed: int, image: Tensor, label: int, duplicates: dict[int, int]) -> int:

@@ -11,6 +11,7 @@ from gratis.attacks.apgd import APGD
 from gratis.attacks.autoattack import AutoAttack
 from gratis.attacks.compatible import FastCodePGD
 from gratis.attacks.fab import FAB
+from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS
 from gratis.attacks.square import Square
 from gratis.balls import Ball
 from gratis.budget import Meter
@@ -157,7 +158,8 @@ class Subject:
         name = f"pgd-{steps}" + (f"-{restarts}" if restarts > 1 else "")
         if attack.alpha is not None:
             name += f":alpha={spell(attack.alpha)}"
-        return replace(attack, name=name, steps=steps, restarts=restarts, climb_on=False)
+        whole = replace(attack, climb_on=False, bf16=False)
+        return replace(whole, name=name, steps=steps, restarts=restarts)
 
     def sharp(self) -> Tensor | None:
         """The images [N] that withstand every attack of the evaluation that sees gradients.
@@ -192,4 +194,6 @@ def thirds(attack: Attack, ball: Ball, classes: int) -> int:
     if isinstance(attack, Square):
         return attack.queries
     steps, restarts = getattr(attack, "steps", 0), getattr(attack, "restarts", 1)
-    return int(restarts * (2 * steps + 1) + 1)
+    # a search in bf16 may have to ask again after every stage
+    again = -(-steps // STEPS_BETWEEN_DROPS) if getattr(attack, "bf16", False) else 0
+    return int(restarts * (2 * steps + 1 + again) + 1)

@@ -1,0 +1,332 @@
+"""The packed evaluator: the outcome of the plain loop, at the cost that the attacks promise."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gratis.attacks import Attacked, build_attack
+from gratis.attacks.packing import in_batches, packed
+from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS
+from gratis.attacks.search import Attack, image_key, starts
+from gratis.balls import L1, L2, Ball, Linf
+from gratis.budget import Meter
+from gratis.evaluate import robust_accuracy
+from gratis.evaluate.robustness import BATCHES_IN_A_POOL
+from gratis.losses import cross_entropy
+from gratis.tasks import Classification
+from tests.reference.evaluation import broken_by_pgd
+from tests.test_evaluate import (
+    Counting,
+    a_problem,
+    batched,
+    digits_net,  # noqa: F401  a fixture
+    linear_model,
+    own_labels,
+)
+
+
+def attacked_by(model: nn.Module, x: Tensor, y: Tensor, ball: Ball, size: int | None) -> Attacked:
+    model.eval().requires_grad_(False)
+    return Attacked(
+        *(model, x, y, ball, cross_entropy, Classification().correct),
+        keys=list(range(len(x))),
+        meter=Meter(),
+        size=size,
+    )
+
+
+# --- batches
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 20, 128])
+def test_batches_are_of_a_few_sizes_and_as_few_as_can_be(size: int) -> None:
+    fixed = {size, size // 2, size // 4}
+    for count in (0, 1, 7, 8, 31, 100, 300):
+        rows = torch.randperm(count)
+        batches = list(packed(rows, size))
+        assert torch.equal(torch.cat([*batches, rows[:0]]), rows)
+        sizes = [len(batch) for batch in batches]
+        assert sizes == sorted(sizes, reverse=True)
+        assert all(n in fixed for n in sizes[:-1])  # the last one is what is left
+        assert not sizes or sizes[-1] in fixed or sizes[-1] < max(size // 4, 1)
+        assert sum(n < size for n in sizes) <= 3
+        assert sizes.count(size) == count // size
+
+
+def test_without_a_size_all_are_one_batch() -> None:
+    assert [len(rows) for rows in packed(torch.arange(77), None)] == [77]
+
+
+class Sizes(nn.Module):
+    """Keeps how many images the model is asked about at a time, and under which autocast."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, list[tuple[int, bool]]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append((len(x), torch.is_autocast_enabled("cpu")))
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    "attack", ["pgd-25-3", "pgd-5-2:bf16", "pgd-5-2:compatible", "apgd-ce", "square"]
+)
+def test_the_model_is_asked_in_batches_of_the_loaders_size_at_most(attack: str) -> None:
+    model, x, y, ball = a_problem(100)
+    sizes = Sizes(model)
+    robust_accuracy(sizes, batched(x, y, 16), [attack], ball=ball)
+    seen = Counter(size for size, _ in sizes.seen)
+    if attack in ("apgd-ce", "square"):  # they let their own broken images go
+        assert max(seen) == 16
+    else:
+        assert set(seen) <= {16, 8, 4, 3, 2, 1}  # the last ones are what is left
+    assert seen[16] > 2
+
+
+def test_what_survives_of_a_pool_fills_batches_again() -> None:
+    """Four batches with half of their images broken at once are two full ones from then on."""
+    model = linear_model(2, 9)
+    x = torch.rand(64, 1, 3, 3, dtype=torch.float64)
+    y = own_labels(model, x)
+    y[::2] = 1 - y[::2]
+    assert BATCHES_IN_A_POOL == 4
+    sizes = Sizes(model)
+    found = robust_accuracy(sizes, batched(x, y, 16), ["pgd-20"], ball=Linf(1e-9))
+    assert int(found.robust.sum()) == 32
+    assert Counter(size for size, _ in sizes.seen) == {16: 4 + 2 * 21}
+
+
+# --- the outcome
+
+
+@pytest.mark.parametrize("ball", [Linf(0.03), L2(0.3)], ids=repr)
+@pytest.mark.parametrize("steps", [9, 10, 25])
+def test_every_image_ends_as_in_the_plain_loop(ball: Ball, steps: int) -> None:
+    model, x, y, _ = a_problem(24)
+    model.eval()
+    own = [
+        [starts(ball, x[i : i + 1], [image_key(11, x[i], int(y[i]))], r) for r in range(2)]
+        for i in range(len(x))
+    ]
+    broken = broken_by_pgd(model, x, y, own, ball.norm, ball.eps, ball.eps / 4, steps)
+    order = torch.randperm(len(x))
+    for size in (1, 3, 8, 24):
+        found = robust_accuracy(
+            model, batched(x[order], y[order], size), [f"pgd-{steps}-2"], ball=ball, seed=11
+        )
+        assert torch.equal(~found.robust, broken[order])
+    assert 0 < int(found.robust.sum()) < int(found.correct[:, 0].sum())
+
+
+@pytest.mark.parametrize(
+    "name", ["cw-12-2", "pgd-12-2:climb-on", "pgd-12-2:compatible", "pgd-12-2:bf16", "apgd-ce"]
+)
+def test_packing_changes_neither_points_nor_outcomes(name: str) -> None:
+    model, x, _, ball = a_problem()
+    y = own_labels(model, x)
+    attack = build_attack(name)
+    point, broken = attack(attacked_by(model, x, y, ball, None))
+    assert 0 < int(broken.sum()) < len(x)
+    for size in (1, 6, 16):
+        again = in_batches(attack, attacked_by(model, x, y, ball, size))
+        torch.testing.assert_close(again[0], point, rtol=0, atol=1e-9)
+        assert torch.equal(again[1], broken)
+
+
+def test_parts_of_batches_are_put_together() -> None:
+    """An attack made of parts, given in batches: as if it had been given all at once."""
+    model, x, _, ball = a_problem()
+    y = own_labels(model, x)
+
+    class Whole:
+        """AutoAttack, whether or not it packs by itself."""
+
+        def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
+            return build_attack("autoattack")(replace(attacked, size=None))
+
+    def parts(attack: Attack, size: int | None) -> Attacked:
+        attacked = attacked_by(model, x, y, ball, size)
+        in_batches(attack, attacked)
+        return attacked
+
+    one, several = parts(Whole(), None), parts(Whole(), 9)  # type: ignore[arg-type]
+    assert [part.attack for part in several.parts] == [part.attack for part in one.parts]
+    for mine, theirs in zip(several.parts, one.parts, strict=True):
+        assert torch.equal(mine.given, theirs.given)
+        assert torch.equal(mine.broken, theirs.broken)
+        assert mine.meter.probes == theirs.meter.probes
+
+
+def test_images_of_two_shapes_are_two_pools() -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 3)).double()
+    wide, high = torch.rand(2, 6, 1, 4, 8, dtype=torch.float64).split([1, 1])
+    x = [wide[0, :3], wide[0, 3:], high[0].transpose(-1, -2)]
+    loader = [(part, own_labels(model, part)) for part in x]
+    found = robust_accuracy(model, loader, ["pgd-2"], ball=Linf(0.01))
+    assert found.correct[:, 0].all()
+    assert len(found.robust) == 12
+
+
+# --- cost
+
+
+def units(model: nn.Module, x: Tensor, y: Tensor, ball: Ball, size: int) -> tuple[int, Tensor]:
+    counting = Counting(model)
+    found = robust_accuracy(counting, batched(x, y, size), ["pgd-50-10"], ball=ball)
+    metered = sum(meter.forwards + 2 * meter.probes for meter in found.meters)
+    assert metered == counting.forwards + counting.backwards
+    return metered, found.robust
+
+
+def test_what_an_image_costs_under_pgd_50_10() -> None:
+    """1 where it is misclassified, 10 x (50 x 2 + 1) + 1 where nothing breaks it; where something
+    does, no more than the stage in which it is, and the question asked of it again.
+    """
+    model, x, y, ball = a_problem(9)
+    whole, robust = units(model, x, y, ball, 2)
+    one_by_one = [units(model, x[i : i + 1], y[i : i + 1], ball, 1)[0] for i in range(len(x))]
+    assert sum(one_by_one) == whole
+    clean = own_labels(model, x) == y
+    assert {int(right) for right in clean} == {0, 1}
+    for cost, right, stands in zip(one_by_one, clean, robust, strict=True):
+        if stands:
+            assert cost == 1011
+        elif right:
+            assert cost <= 1010
+            # restarts that found nothing, stages of ten steps, the clean pass, asking again
+            assert (cost - 2) % (50 * 2 + 1) % (STEPS_BETWEEN_DROPS * 2) == 0
+        else:
+            assert cost == 1
+    assert 0 < int(robust.sum()) < int(clean.sum())
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: values and shapes that depend on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.name().split(".")[0]
+        if name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"):
+            self.count += 1
+        elif name in ("aten::index", "aten::index_put", "aten::index_put_"):
+            self.count += any(i is not None and i.dtype == torch.bool for i in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+def waits(name: str, ball: Ball, size: int) -> int:
+    torch.manual_seed(5)
+    model, x, _, _ = a_problem(20)
+    y = own_labels(model, x)
+    attacked = attacked_by(model, x, y, ball, size)
+    with Waits() as counted:
+        build_attack(name)(attacked)
+    return counted.count
+
+
+@pytest.mark.parametrize("ball", [Linf(1e-9), L2(1e-9), L1(1e-9)], ids=repr)
+@pytest.mark.parametrize("form", ["pgd-{}", "pgd-{}:compatible", "cw-{}:bf16", "pgd-{}:climb-on"])
+def test_nothing_waits_for_the_device_at_a_step(form: str, ball: Ball) -> None:
+    one, most = (form.format(steps) for steps in (1, STEPS_BETWEEN_DROPS))
+    assert waits(one, ball, 20) == waits(most, ball, 20) <= 3
+    # nor at a batch: once a stage of the whole pool
+    assert waits(most, ball, 4) == waits(most, ball, 20)
+    stages = [waits(form.format(n * STEPS_BETWEEN_DROPS), ball, 20) for n in (1, 2, 3)]
+    assert {b - a for a, b in pairwise(stages)} <= {0, 1, 2}
+
+
+def test_the_guard_sees_a_wait() -> None:
+    x = torch.rand(3)
+    with Waits() as counted:
+        x[x > 0.5], x[0].item(), x.nonzero()
+    assert counted.count == 3
+
+
+# --- the search in bfloat16
+
+
+class Close(nn.Module):
+    """Label 1 leads by a thousandth of the logits: in bfloat16 the two are the same number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2, bias=False)
+        self.linear.weight.data = torch.tensor([[1.0] * 4, [1.001] * 4])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.flatten(1))
+
+
+def test_what_fools_the_model_in_bf16_alone_does_not_count() -> None:
+    model, x = Close(), 0.5 + 0.3 * torch.rand(6, 1, 2, 2)
+    y = torch.ones(6, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).argmax(1).eq(0).all()
+    sizes = Sizes(model)
+    found = robust_accuracy(sizes, [(x, y)], ["pgd-20-2:bf16"], ball=Linf(0.01))
+    assert found.robust.all()
+    # every stage's claim is asked again, and the last point of every restart
+    asked_again = 2 * (2 + 1) * len(x)
+    assert found.meters[1] == Meter(probes=2 * 20 * len(x), forwards=asked_again)
+    in_full = sum(size for size, cast in sizes.seen if not cast)
+    assert in_full == len(x) + asked_again
+
+
+class Timid(nn.Module):
+    """In bfloat16 always wrong; its slope is that of a linear model."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.inner(x)
+        if torch.is_autocast_enabled("cpu"):
+            logits = logits - 2 * logits.detach()
+        return logits
+
+
+def test_an_image_not_confirmed_climbs_on() -> None:
+    """Every point is a claim, and yet the same images fall as in full precision."""
+    model = linear_model(2, 9).float()
+    x = torch.rand(60, 1, 3, 3)
+    y = own_labels(model, x)
+    found = robust_accuracy(
+        Timid(model), batched(x, y, 8), ["pgd-20", "pgd-20:bf16"], ball=Linf(0.05)
+    )
+    assert torch.equal(found.correct[:, 1], found.correct[:, 2])
+    assert 5 < int(found.robust.sum()) < 55
+
+
+def test_the_search_in_bf16_finds_what_full_precision_finds(
+    digits_net: tuple[nn.Module, Tensor, Tensor],  # noqa: F811
+) -> None:
+    model, _, _ = digits_net
+    digits = load_digits()
+    x = torch.tensor(digits.images[:1000, None] / 16, dtype=torch.float32)
+    y = torch.tensor(digits.target[:1000])
+    sizes, names = Sizes(model), ["pgd-20-2", "pgd-20-2:bf16"]
+    found = robust_accuracy(sizes, batched(x, y, 250), names, ball=Linf(0.1), points=True)
+    assert any(cast for _, cast in sizes.seen)
+    standing = found.correct.sum(0)
+    assert 200 < int(standing[1]) < 800
+    assert abs(int(standing[1] - standing[2])) <= 2  # 0.2 points of 1,000 images
+    assert found.adversarial is not None
+    with torch.no_grad():
+        right = model(found.adversarial[1]).argmax(1) == y
+    assert torch.equal(right, found.correct[:, 2])
+
+
+def test_results_name_the_search() -> None:
+    ball = Linf(0.1)
+    plain, cast = (build_attack(name).parameters(ball) for name in ("pgd-5-2", "pgd-5-2:bf16"))
+    assert cast == {**plain, "search": "bf16"}
