@@ -24,7 +24,7 @@ LAYERS = [
     {"attacks"},
     {"methods", "evaluate"},
     {"learner"},
-    {"setting", "journal", "unfinished"},
+    {"setting", "journal", "unfinished", "compiling"},
     {"answers"},
     {"guard", "assess"},
     {"training"},

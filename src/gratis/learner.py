@@ -71,6 +71,7 @@ class Learner:
         self.probe = Prober(
             model, self.task.losses, norm=probe_norm, precision=self.dtype, meter=self.spent
         )
+        self.forward: Callable[[Tensor], Tensor] = self.model
         self.processes = Processes(self.device)
         self.replica = Replica(self.model, self.processes)
         self.seed = seed
@@ -115,8 +116,16 @@ class Learner:
     def _objective(self, model: nn.Module, p: Pass) -> tuple[Tensor, Tensor | None]:
         if p.loss is not None:
             return p.loss(model, p.x, p.y)
-        logits = model(p.x)
+        logits = self.forward(p.x)
         return self.task.loss(logits, p.y), logits
+
+    def compile(self) -> None:
+        """From now on run compiled code for passes of the task's own loss, and for probes.
+
+        Shapes are fixed: each size of batch is compiled when it first comes, which takes a while.
+        Losses that methods bring along (TRADES, GradAlign) run the network as it is.
+        """
+        self.forward = self.probe.forward = torch.compile(self.model, dynamic=False)
 
     def rate(self, update: int) -> float:
         """The learning rate of an update counted from 0."""

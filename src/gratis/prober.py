@@ -1,7 +1,7 @@
 """Looking at a network without learning: input gradients, and answers alone."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class Prober:
     (the code of YOPO, DAT, TRADES).
     precision: dtype for autocast, None for fp32; the input and its gradient stay fp32.
     meter: where what this costs is counted.
+    forward: what is called for the model's answers, the model itself or compiled code of it.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Prober:
             raise ValueError(f"norm={norm!r} is none of {', '.join(PROBE_NORMS)}")
         self.model, self.loss, self.norm, self.precision = model, loss, norm, precision
         self.meter = meter if meter is not None else Meter()
+        self.forward: Callable[[Tensor], Tensor] = model
 
     def __call__(
         self, x: Tensor, y: Tensor, loss: Loss | None = None, norm: Branch = "main"
@@ -46,7 +48,7 @@ class Prober:
         x = x.detach().requires_grad_()
         with self.as_probed(norm), torch.enable_grad():
             with self._autocast(x):
-                logits = self.model(x)
+                logits = self.forward(x)
             # a mean would shrink each image's gradient with the batch; a sum is per image
             total = (loss or self.loss)(logits, y).sum()
             # fp16 flushes gradients below 6e-8 to zero; only their direction is used
@@ -58,17 +60,40 @@ class Prober:
         """The model's answers [B, K] in fp32, without gradient: a third of a pass."""
         self.meter.forwards += len(x)
         with self.as_probed(), torch.no_grad(), self._autocast(x):
-            logits: Tensor = self.model(x)
+            logits: Tensor = self.forward(x)
         return logits.float()
 
     @contextmanager
     def as_probed(self, branch: Branch = "main") -> Iterator[None]:
         """The model's batch-norm layers as `norm` says, put back on leaving."""
-        with through(self.model, branch), _norm_mode(self.model, self.norm):
+        with (
+            through(self.model, branch),
+            _norm_mode(self.model, self.norm),
+            _without_weight_gradients(self.model) if self._is_compiled else nullcontext(),
+        ):
             yield
+
+    @property
+    def _is_compiled(self) -> bool:
+        return self.forward is not self.model
 
     def _autocast(self, x: Tensor) -> AbstractContextManager[None]:
         return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
+
+
+@contextmanager
+def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient; compiled code would compute those that do, asked or not,
+    where the uncompiled backward leaves them out.
+    """
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

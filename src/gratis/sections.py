@@ -70,14 +70,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """decay: whether weight decay takes all parameters or spares norms and biases."""
+    """decay: whether weight decay takes all parameters or spares norms and biases.
+    fallback: with muon, the rate of what is no convolution, in units of learning_rate.
+    """
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
     decay: Literal["all", "weights"] = "all"
+    fallback: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class Engine:
     """precision: of weights' products; perturbations and evaluation are always fp32.
     probe_norm: batch-norm behaviour in attacks while training (gratis.prober.Prober).
     ema: decay of averaged weights per update; they are then what is checked and evaluated.
+    compile: "auto" times a pass and a probe, compiled and not, before the first update and uses
+    the faster; "on" does not ask. Both cost a minute or so, which the log states.
     """
 
     device: str = "auto"
@@ -109,6 +114,7 @@ class Engine:
     channels_last: bool = False
     probe_norm: Literal["batch", "tracked", "eval"] = "batch"
     ema: float | None = None
+    compile: Literal["off", "auto", "on"] = "off"
     checkpoint_seconds: float = 30.0
 
 
@@ -140,7 +146,7 @@ class Evaluation:
     """attacks: names, each run at every eps.  eps: None takes the method's own.
     norm: None takes the method's.  limit: how many test images, all unless given.
     batch_size: images attacked at a time, which changes no outcome but rounding; None takes
-    twice the training batch.
+    the training batch.
     """
 
     attacks: tuple[str, ...] = ("pgd-50-10",)

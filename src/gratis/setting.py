@@ -113,6 +113,7 @@ def learner(recipe: Recipe, model: nn.Module, plan: Plan) -> Learner:
         nesterov=spec.nesterov,
         weight_decay=spec.weight_decay,
         decay=spec.decay,
+        fallback=spec.fallback,
     )
     share = _schedule(recipe.schedule)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from gratis.assess import Progress, nowhere
 from gratis.budget import Meter, passes_of
+from gratis.compiling import choose
 from gratis.data import Loader
 from gratis.guard import Outcome, watchers
 from gratis.journal import Journal
@@ -57,6 +58,13 @@ class Training:
         self.stopped = self.done = False
         self._take_up(data.skipped)
         self._check_together()
+        choose(
+            recipe.engine.compile,
+            self.learner,
+            batch=lambda: next(self.loader.epoch(0)),
+            records=directory.log(),
+            record=journal.event,
+        )
 
     # --- the loop
 

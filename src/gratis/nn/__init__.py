@@ -14,6 +14,7 @@ from gratis.nn.auxbn import add_aux, drop_aux, group_norms
 from gratis.nn.batchnorm import parameters_by_decay, set_momentum, untracked_statistics
 from gratis.nn.normalize import Normalize, PerImageStandardize
 from gratis.nn.resnet import PreActResNet18, WideResNet32x10
+from gratis.nn.resnet9 import ResNet9
 from gratis.nn.small import mnist_net, small_conv
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Normalize",
     "PerImageStandardize",
     "PreActResNet18",
+    "ResNet9",
     "WideResNet32x10",
     "add_aux",
     "build_model",
@@ -52,6 +54,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mnist-net": mnist_net,
     "small-conv": small_conv,
     "preact-resnet18": PreActResNet18,
+    "resnet9": ResNet9,
     "wrn-32-10": WideResNet32x10,
     "resnet18": partial(_torchvision, "resnet18"),
     "resnet50": partial(_torchvision, "resnet50"),

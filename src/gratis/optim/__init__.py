@@ -19,14 +19,20 @@ def build_optimizer(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     decay: str = "all",
+    fallback: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW over the model's parameters.
+    """SGD, Adam, AdamW or Muon over the model's parameters.
 
     decay: "all", or "weights" to spare norms and biases (Shafahi 2019's CIFAR code and
     Wong 2020's ImageNet code spare them; Wong 2020's CIFAR code does not).
-    momentum: SGD's; Adam's first beta.
+    momentum: SGD's and Muon's; Adam's first beta.
+    Muon (Jordan 2024; timm's, with its step scaled as an AdamW step is) orthogonalises the steps
+    of convolutions; what is no convolution takes AdamW steps at `fallback` times the rate.
+    Raises ValueError for muon where timm is not installed.
     """
     groups: list[dict[str, Any]]
+    if name == "muon":
+        return _muon(model, learning_rate, momentum, nesterov, weight_decay, decay, fallback)
     if decay == "weights":
         decayed, exempt = parameters_by_decay(model)
         groups = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
@@ -38,3 +44,36 @@ def build_optimizer(
         )
     adam = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     return adam(groups, learning_rate, betas=(momentum, 0.999), weight_decay=weight_decay)
+
+
+def _muon(
+    model: nn.Module,
+    learning_rate: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    decay: str,
+    fallback: float,
+) -> torch.optim.Optimizer:
+    try:
+        from timm.optim.muon import Muon
+    except ImportError as error:
+        raise ValueError("optimizer muon needs timm: pip install gratis[timm]") from error
+    trained = [p for p in model.parameters() if p.requires_grad]
+    spared = 0.0 if decay == "weights" else weight_decay
+    others = [p for p in trained if p.ndim != 4]
+    matrices, vectors = [p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim == 4]},
+        {"params": matrices, "use_fallback": True},
+        {"params": vectors, "use_fallback": True, "weight_decay": spared},
+    ]
+    optimizer: torch.optim.Optimizer = Muon(
+        groups,
+        lr=learning_rate,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        fallback_lr_scale=fallback,
+    )
+    return optimizer

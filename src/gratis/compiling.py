@@ -1,0 +1,116 @@
+"""Whether compiling a network's forward and backward pays here: measured once, then kept."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gratis.learner import Learner
+from gratis.prober import Prober
+
+ROUNDS = 5
+GAIN = 1.03
+"""Compiled code is used where it is faster by this factor at least: less is within the noise."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """used: whether compiled code is.  eager, compiled: median milliseconds of a pass and a probe
+    of one batch.  seconds: what finding out cost.  reason: in words.
+    """
+
+    used: bool
+    reason: str
+    eager: float | None = None
+    compiled: float | None = None
+    seconds: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """For the log."""
+        return asdict(self)
+
+
+def choose(
+    mode: str,
+    learner: Learner,
+    *,
+    batch: Callable[[], tuple[Tensor, Tensor]],
+    records: Iterable[Mapping[str, Any]],
+    record: Callable[..., None],
+) -> None:
+    """Let `learner` run compiled code where the mode says "on", or "auto" and it pays here.
+
+    batch: a first batch to try it on.  records: the run's log, where an earlier decision stands.
+    record: writes an event into it. The leading process decides, once in a run's life; the others
+    do as it found, and so does a run that is taken up again.
+    """
+    if mode == "off":
+        return
+    used = mode == "on"
+    if mode == "auto":
+        earlier = [event["used"] for event in records if event["kind"] == "compile"]
+        if earlier:
+            used = earlier[-1]
+        elif learner.processes.leads:
+            decision = decide(learner, *batch())
+            record("compile", update=0, **decision.plain())
+            used = decision.used
+    if learner.processes.told(float(used))[0]:
+        learner.compile()
+
+
+def decide(learner: Learner, x: Tensor, y: Tensor) -> Decision:
+    """Time a pass and a probe of the batch (x [B, C, H, W], y [B]) as they are and compiled.
+
+    A copy of the network is run, in turns; the network itself, its gradients and running
+    statistics are left alone. Where the compiler fails (there is none, or it does not know an
+    operation) the decision is against it, and `reason` says why.
+    """
+    began = time.perf_counter()
+    step = _Step(learner, x, y)
+    compiled = torch.compile(step.model, dynamic=False)
+    try:
+        for forward in (step.model, compiled):
+            step(forward)
+            step(forward)
+    except Exception as error:
+        # the compiler's errors have no common class, and none of them may end a training run
+        first = (str(error).strip().splitlines() or [""])[0]
+        reason = f"the compiler failed: {type(error).__name__}: {first}"
+        return Decision(False, reason, seconds=time.perf_counter() - began)
+    times = [(step.milliseconds(step.model), step.milliseconds(compiled)) for _ in range(ROUNDS)]
+    eager, fast = (statistics.median(column) for column in zip(*times, strict=True))
+    used = eager > GAIN * fast
+    reason = f"compiled code takes {fast / eager:.2f} of the time"
+    return Decision(used, reason, eager, fast, time.perf_counter() - began)
+
+
+class _Step:
+    """What nearly all of an update's time is spent on: a learned pass and a probe."""
+
+    def __init__(self, learner: Learner, x: Tensor, y: Tensor) -> None:
+        self.model = copy.deepcopy(learner.model).train()
+        self.x, self.y = x.contiguous(memory_format=learner.memory_format), y
+        self.dtype, self.task = learner.dtype, learner.task
+        self.prober = Prober(self.model, norm=learner.probe.norm, precision=self.dtype)
+
+    def __call__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        self.prober.forward = forward
+        self.prober(self.x, self.y)
+        device = self.x.device.type
+        with torch.autocast(device, self.dtype, enabled=self.dtype is not None):
+            loss = self.task.loss(forward(self.x), self.y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.model.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def milliseconds(self, forward: Callable[[Tensor], Tensor]) -> float:
+        clock = time.perf_counter()
+        self(forward)
+        return 1000 * (time.perf_counter() - clock)

@@ -1,0 +1,141 @@
+"""What an update asks of the machine, counted: seconds cannot be tested where cores are shared.
+
+Kernels of convolutions, weight gradients among them, reads by the host, and bytes copied, for
+one batch of each method on a network of three convolutions.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gratis import FastAdvProp, Free, Learner, Linf, Natural, PGDTraining, add_aux, fgsm_rs
+from gratis.data import Images, Loader
+from gratis.passes import Batch, Method
+
+CONVOLUTIONS = 3
+IMAGES = 10
+BALL = Linf(8 / 255)
+HOST_READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal")
+COPIES = ("aten::_to_copy", "aten::copy_", "aten::clone")
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operations run within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.weight_gradients = self.input_gradients = self.bytes_copied = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.name().split(".")[0]
+        self.calls[name] += 1
+        if name == "aten::convolution_backward":
+            to_input, to_weight, _ = args[-1]
+            self.input_gradients += to_input
+            self.weight_gradients += to_weight
+        out = func(*args, **(kwargs or {}))
+        if name in COPIES:
+            self.bytes_copied += out.numel() * out.element_size()
+        return out
+
+    @property
+    def host_reads(self) -> int:
+        return sum(self.calls[name] for name in HOST_READS)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for channels in (3, 8, 8):
+        layers += [nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+def counted(method: Method, precision: str = "fp32") -> Counted:
+    """What the second batch asks; the first one makes the optimizer's state."""
+    model = add_aux(network()) if method.auxiliary else network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    learner = Learner(model, optimizer, precision=precision, channels_last=True, seed=0)
+    batch = Batch(torch.rand(IMAGES, 3, 8, 8), torch.randint(0, 10, (IMAGES,)))
+    learner.fit(method, batch)
+    with Counted() as counts:
+        learner.fit(method, batch)
+    return counts
+
+
+METHODS: dict[str, tuple[Callable[[], Method], int, int]] = {
+    # method, passes and probes of a batch
+    "natural": (Natural, 1, 0),
+    "fgsm-rs": (lambda: fgsm_rs(BALL), 1, 1),
+    "pgd-7": (lambda: PGDTraining(BALL, steps=7), 1, 7),
+    "free-8": (lambda: Free(BALL, replays=8), 8, 0),
+    "fast-advprop": (lambda: FastAdvProp(Linf(1 / 255)), 3, 0),
+}
+
+each_method = pytest.mark.parametrize("name", METHODS)
+
+
+@each_method
+def test_an_update_runs_each_convolution_once_a_pass_and_once_a_probe(name: str) -> None:
+    method, passes, probes = METHODS[name]
+    counts = counted(method())
+    assert counts.calls["aten::convolution"] == CONVOLUTIONS * (passes + probes)
+    assert counts.calls["aten::convolution_backward"] == CONVOLUTIONS * (passes + probes)
+
+
+@each_method
+def test_only_passes_have_weight_gradients(name: str) -> None:
+    method, passes, _ = METHODS[name]
+    assert counted(method()).weight_gradients == CONVOLUTIONS * passes
+
+
+def test_no_input_gradient_is_computed_where_nobody_asks() -> None:
+    natural, free = counted(Natural()), counted(Free(BALL, replays=8))
+    assert natural.input_gradients == CONVOLUTIONS - 1
+    assert free.input_gradients == 8 * CONVOLUTIONS
+    # the probe's, and the pass's own but for the first layer
+    assert counted(fgsm_rs(BALL)).input_gradients == 2 * CONVOLUTIONS - 1
+
+
+@each_method
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_host_reads_nothing_while_it_learns(name: str, precision: str) -> None:
+    assert counted(METHODS[name][0](), precision).host_reads == 0
+
+
+@each_method
+def test_few_bytes_are_copied(name: str) -> None:
+    method, passes, probes = METHODS[name]
+    images = IMAGES * 3 * 8 * 8 * 4
+    # the batch once into the network's memory format, then at most one such copy a pass or probe;
+    # none that grows with the network
+    assert counted(method()).bytes_copied <= images * (2 + passes + probes)
+
+
+def test_bf16_casts_each_weight_once_a_pass() -> None:
+    weights = sum(p.numel() for p in network().parameters())
+    natural = counted(Natural(), "bf16").bytes_copied - counted(Natural()).bytes_copied
+    pixels = IMAGES * 3 * 8 * 8
+    activations = 3 * IMAGES * 8 * 8 * 8
+    # each weight and the images go to bf16 (2 bytes); gradients come back to fp32 (4 bytes)
+    assert natural <= 2 * (weights + pixels + activations) + 4 * (weights + activations)
+
+
+def test_a_batch_is_made_without_reading_from_the_device() -> None:
+    x = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    images = Images(x, torch.arange(64) % 10, tuple("0123456789"), "made up", "train")
+    batches = Loader(images, 16, seed=0, augment=["crop-4", "flip"]).epoch(0)
+    next(batches)  # draws the epoch's order, crops and flips
+    with Counted() as counts:
+        made: tuple[Tensor, Tensor] = next(batches)
+    assert len(made[0]) == 16
+    assert counts.host_reads == 0
+    assert counts.bytes_copied <= 2 * made[0].numel() * 4

@@ -1,0 +1,106 @@
+"""Optimizers by name; schedules have a file of their own."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from gratis import Learner, Natural
+from gratis.nn import build_model
+from gratis.optim import build_optimizer
+from gratis.passes import Batch
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+    )
+
+
+def test_weight_decay_can_spare_norms_and_biases() -> None:
+    model = network()
+    optimizer = build_optimizer(model, "sgd", learning_rate=0.1, weight_decay=0.5, decay="weights")
+    decayed, spared = optimizer.param_groups
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert all(p.ndim == 1 for p in spared["params"])
+    assert spared["weight_decay"] == 0.0
+
+
+def test_muon_steps_convolutions_by_orthogonal_matrices() -> None:
+    model = network()
+    conv = model[0]
+    assert isinstance(conv, nn.Conv2d)
+    before = conv.weight.detach().clone()
+    optimizer = build_optimizer(model, "muon", learning_rate=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    orthogonal, _ = torch.linalg.qr(torch.randn(27, 4))
+    unequal = torch.tensor([1.0, 0.5, 0.2, 0.1])[:, None] * orthogonal.T
+    conv.weight.grad = unequal.view_as(conv.weight)
+    optimizer.step()
+    singular = torch.linalg.svdvals((conv.weight.detach() - before).flatten(1))
+    # five Newton-Schulz steps bring singular values near 1, not to it
+    assert singular[0] / singular[-1] < 2
+
+
+def test_muon_takes_the_rest_at_a_share_of_the_rate() -> None:
+    def moved(fallback: float) -> float:
+        model = network()
+        linear = model[-1]
+        assert isinstance(linear, nn.Linear)
+        before = linear.weight.detach().clone()
+        optimizer = build_optimizer(
+            model, "muon", learning_rate=0.1, momentum=0.9, fallback=fallback
+        )
+        torch.manual_seed(1)
+        model(torch.rand(8, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+        return (linear.weight.detach() - before).abs().max().item()
+
+    assert moved(0.5) == pytest.approx(moved(1.0) / 2, rel=1e-4)
+
+
+def test_muon_can_spare_norms_and_biases() -> None:
+    optimizer = build_optimizer(
+        network(), "muon", learning_rate=0.1, weight_decay=0.5, decay="weights"
+    )
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.5, 0.5, 0.0]
+
+
+def test_muon_goes_on_from_a_saved_state_bitwise() -> None:
+    def learner() -> Learner:
+        model = network()
+        return Learner(model, build_optimizer(model, "muon", learning_rate=0.05), seed=0)
+
+    batches = [Batch(torch.rand(8, 3, 8, 8), torch.arange(8)) for _ in range(4)]
+    straight, first, second = learner(), learner(), learner()
+    for batch in batches:
+        straight.fit(Natural(), batch)
+    for batch in batches[:2]:
+        first.fit(Natural(), batch)
+    second.load_state(first.state())
+    for batch in batches[2:]:
+        second.fit(Natural(), batch)
+    for ours, theirs in zip(second.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_muon_without_timm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm.optim.muon", None)
+    with pytest.raises(ValueError, match=r"pip install gratis\[timm\]"):
+        build_optimizer(network(), "muon", learning_rate=0.1)
+
+
+@pytest.mark.parametrize("size", [28, 32, 33])
+def test_resnet9_takes_images_of_these_sizes(size: int) -> None:
+    model = build_model("resnet9", classes=7, channels=1, image_size=size, width=8)
+    assert model(torch.rand(2, 1, size, size)).shape == (2, 7)
+
+
+def test_resnet9_has_eight_convolutions() -> None:
+    model = build_model("resnet9", classes=10, channels=3, image_size=32, width=64)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [24, 64, 64, 64, 128, 256, 256, 256]
+    assert sum(p.numel() for p in model.parameters()) == 1_640_888
