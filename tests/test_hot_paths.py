@@ -4,8 +4,10 @@ Kernels of convolutions, weight gradients among them, reads by the host, and byt
 one batch of each method on a network of three convolutions.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gratis import FastAdvProp, Free, Learner, Linf, Natural, PGDTraining, add_aux, fgsm_rs
+from gratis import (
+    AdvProp,
+    FastAdvProp,
+    Free,
+    Learner,
+    Linf,
+    Natural,
+    PGDTraining,
+    Trades,
+    Yopo,
+    add_aux,
+    fgsm_rs,
+)
 from gratis.data import Images, Loader
 from gratis.passes import Batch, Method
 
@@ -120,13 +134,48 @@ def test_few_bytes_are_copied(name: str) -> None:
     assert counted(method()).bytes_copied <= images * (2 + passes + probes)
 
 
-def test_bf16_casts_each_weight_once_a_pass() -> None:
-    weights = sum(p.numel() for p in network().parameters())
-    natural = counted(Natural(), "bf16").bytes_copied - counted(Natural()).bytes_copied
-    pixels = IMAGES * 3 * 8 * 8
-    activations = 3 * IMAGES * 8 * 8 * 8
-    # each weight and the images go to bf16 (2 bytes); gradients come back to fp32 (4 bytes)
-    assert natural <= 2 * (weights + pixels + activations) + 4 * (weights + activations)
+@each_method
+def test_bf16_casts_each_weight_once_an_update(name: str) -> None:
+    method, passes, probes = METHODS[name]
+    updates = 8 if name == "free-8" else 1
+    weights = sum(p.numel() for p in network().parameters() if p.ndim > 1)
+    added = counted(method(), "bf16").bytes_copied - counted(method()).bytes_copied
+    images = IMAGES * 3 * 8 * 8
+    # weights go to bf16 (2 bytes) once an update; their gradients come back (4 bytes) once a
+    # pass; images go in and their gradients come back once a pass and probe, features likewise
+    others = (2 + 4) * (passes + probes) * (images + 2 * IMAGES * 8) + 4 * passes * 2 * IMAGES * 10
+    assert 0 < added <= updates * 2 * weights + 4 * passes * weights + others
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Natural(),
+        fgsm_rs(BALL),
+        PGDTraining(BALL, steps=2),
+        Free(BALL, replays=3),
+        Trades(BALL, steps=2),
+        Yopo(BALL, rounds=2, steps=2),
+        AdvProp(BALL, steps=1),
+        FastAdvProp(BALL),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_keeping_casts_changes_nothing(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    def learned() -> dict[str, Tensor]:
+        model = add_aux(network()) if method.auxiliary else network()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        learner = Learner(model, optimizer, precision="bf16", seed=0)
+        torch.manual_seed(1)
+        for _ in range(3):
+            batch = Batch(torch.rand(IMAGES, 3, 8, 8), torch.randint(0, 10, (IMAGES,)))
+            learner.fit(copy.deepcopy(method), batch)
+        return model.state_dict()
+
+    kept = learned()
+    monkeypatch.setattr("gratis.learner._casts_kept", nullcontext)
+    for name, value in learned().items():
+        assert torch.equal(value, kept[name]), name
 
 
 def test_a_batch_is_made_without_reading_from_the_device() -> None:

@@ -1,7 +1,7 @@
 """The engine: a model and its optimizer; every backward pass and update happens here."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,6 +150,7 @@ class Learner:
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         self.updates += 1
+        torch.clear_autocast_cache()  # the weights that it holds casts of have moved
 
     def fit(self, method: Method, batch: Batch, *, at_most: int | None = None) -> Metrics:
         """Learn from one batch as `method` asks, in at most `at_most` updates.
@@ -168,22 +169,23 @@ class Learner:
         losses: list[Tensor] = []
         right: list[Tensor] = []
         weights, images = 0.0, 0
-        for p in method.passes(batch, self.probe):
-            loss, correct = self.backward(p)
-            if correct is not None:  # else no answers were given: not a loss of the task's kind
-                losses.append(p.weight * loss)
-                right.append(correct)
-                weights += p.weight
-                images += len(p.x)
-            if not p.update:
-                continue
-            self.update(equal_speed=method.equal_speed)
-            metrics.losses.append(torch.stack(losses).sum() / weights)
-            metrics.correct.append(torch.stack(right).sum())
-            metrics.images.append(images)
-            losses, right, weights, images = [], [], 0.0, 0
-            if len(metrics.losses) == at_most:
-                break
+        with _casts_kept():
+            for p in method.passes(batch, self.probe):
+                loss, correct = self.backward(p)
+                if correct is not None:  # else no answers were given: not the task's kind of loss
+                    losses.append(p.weight * loss)
+                    right.append(correct)
+                    weights += p.weight
+                    images += len(p.x)
+                if not p.update:
+                    continue
+                self.update(equal_speed=method.equal_speed)
+                metrics.losses.append(torch.stack(losses).sum() / weights)
+                metrics.correct.append(torch.stack(right).sum())
+                metrics.images.append(images)
+                losses, right, weights, images = [], [], 0.0, 0
+                if len(metrics.losses) == at_most:
+                    break
         return metrics
 
     def placed(self, batch: Batch) -> Batch:
@@ -242,3 +244,18 @@ class Learner:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+
+@contextmanager
+def _casts_kept() -> Iterator[None]:
+    """Within it autocast casts each weight once, for all probes and passes until it is cleared.
+
+    By itself it forgets its casts at the end of each forward. Autocast is not on in here: what
+    methods compute between passes is left in its own precision.
+    """
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()

@@ -59,7 +59,8 @@ class Prober:
     def logits(self, x: Tensor) -> Tensor:
         """The model's answers [B, K] in fp32, without gradient: a third of a pass."""
         self.meter.forwards += len(x)
-        with self.as_probed(), torch.no_grad(), self._autocast(x):
+        # casts made here know nothing of the weights they came from: no pass may be given them
+        with self.as_probed(), torch.no_grad(), self._autocast(x, keep_casts=False):
             logits: Tensor = self.forward(x)
         return logits.float()
 
@@ -77,8 +78,11 @@ class Prober:
     def _is_compiled(self) -> bool:
         return self.forward is not self.model
 
-    def _autocast(self, x: Tensor) -> AbstractContextManager[None]:
-        return torch.autocast(x.device.type, self.precision, enabled=self.precision is not None)
+    def _autocast(self, x: Tensor, keep_casts: bool = True) -> AbstractContextManager[None]:
+        wanted = self.precision is not None
+        return torch.autocast(
+            x.device.type, self.precision, enabled=wanted, cache_enabled=keep_casts
+        )
 
 
 @contextmanager
