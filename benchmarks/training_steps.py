@@ -1,0 +1,118 @@
+"""What an update costs, in units of the plain step that everybody starts from.
+
+    python benchmarks/training_steps.py                 # PreActResNet18, 3x32x32, two threads
+    python benchmarks/training_steps.py --width 16      # a quick look
+
+The unit is a natural update in plain PyTorch: fp32, channels first, eager. Beside it stand the
+same methods in plain PyTorch as released code writes them (every backward computes weight
+gradients too), and ours as `Learner` runs them, in bf16 and channels last. All take turns,
+`--rounds` times; medians. Random pixels and labels: nothing here depends on what is in them.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from measuring import paired, setting
+from torch import Tensor, nn
+
+from gratis import FastAdvProp, Free, Learner, Linf, Natural, PGDTraining, add_aux, fgsm_rs
+from gratis.nn import build_model
+from gratis.passes import Batch, Method
+
+EPS = 8 / 255
+STATISTICS = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2471, 0.2435, 0.2616]}
+TARGETS = {"natural": 0.50, "FGSM-RS": 0.80, "Free-8, an update": 0.51, "PGD-7": 2.6}
+ADVPROP_TARGET = 1.02
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--compile", action="store_true", help="ours as compiled code")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x = torch.rand(options.batch, 3, 32, 32, device=device)
+    y = torch.randint(0, 10, (options.batch,), device=device)
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        shape = {"classes": 10, "channels": 3, "image_size": 32}
+        return build_model(
+            "preact-resnet18", **shape, width=options.width, **STATISTICS
+        ).to(device)  # fmt: skip
+
+    def ours(method: Method, model: nn.Module) -> Callable[[], object]:
+        learner = Learner(
+            model,
+            torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4),
+            precision=options.precision,
+            channels_last=True,
+            seed=0,
+        )
+        if options.compile:
+            learner.compile()
+        return lambda: learner.fit(method, Batch(x, y))
+
+    ball = Linf(EPS)
+    jobs = {
+        "plain natural": plain(network(), x, y, 0),
+        "plain FGSM-RS": plain(network(), x, y, 1),
+        "plain PGD-7": plain(network(), x, y, 7),
+        "natural": ours(Natural(), network()),
+        "FGSM-RS": ours(fgsm_rs(ball), network()),
+        "Free-8": ours(Free(ball, replays=8), network()),
+        "PGD-7": ours(PGDTraining(ball, steps=7), network()),
+        "Fast AdvProp": ours(FastAdvProp(Linf(1 / 255)), add_aux(network())),
+    }
+    print(setting())
+    print(
+        f"PreActResNet18, width {options.width}, batches of {options.batch} at 32x32, "
+        f"{options.rounds} paired rounds; ours {options.precision}, channels last"
+        + (", compiled" if options.compile else "")
+    )
+    seconds = paired(jobs, options.rounds)
+    seconds["Free-8, an update"] = seconds.pop("Free-8") / 8
+    unit, own = seconds["plain natural"], seconds["natural"]
+    print("\n| update | ms an image | of a plain natural step | of our natural step | target |")
+    print("|---|---|---|---|---|")
+    for name, taken in seconds.items():
+        print(
+            f"| {name} | {1000 * taken / options.batch:.2f} | {taken / unit:.3f} "
+            f"| {taken / own:.3f} | {TARGETS.get(name, '')} |"
+        )
+    cost = FastAdvProp(Linf(1 / 255)).update_thirds(options.batch)[0] / (3 * options.batch)
+    print(
+        f"\nFast AdvProp at equal budget ({cost:.2f} passes an image): "
+        f"{seconds['Fast AdvProp'] / cost / own:.3f} of natural, target {ADVPROP_TARGET}"
+    )
+
+
+def plain(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Callable[[], object]:
+    """An update as released code writes it: `steps` of PGD by whole backwards, then the step."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+
+    def update() -> None:
+        delta = torch.zeros_like(x).uniform_(-EPS, EPS) if steps else torch.zeros_like(x)
+        for _ in range(steps):
+            delta.requires_grad_()
+            F.cross_entropy(model(x + delta), y).backward()
+            grad = delta.grad.detach()
+            step = 1.25 * EPS if steps == 1 else EPS / 4
+            delta = (delta.detach() + step * grad.sign()).clamp(-EPS, EPS)
+            delta = (x + delta).clamp(0, 1) - x
+        optimizer.zero_grad()
+        F.cross_entropy(model(x + delta), y).backward()
+        optimizer.step()
+
+    return update
+
+
+if __name__ == "__main__":
+    main()
