@@ -145,7 +145,7 @@ def draw(figures: dict[tuple[str, str], Series], out: Path) -> None:
     for axis, ((x_label, y_label), series) in zip(axes, figures.items(), strict=True):
         axis.plot(*zip(*series, strict=True), marker="o")
         axis.plot([series[0][0], series[-1][0]], [series[0][1], series[-1][1]], "--", color="grey")
-        axis.set(xlabel=x_label, ylabel=y_label, ylim=(0, None))
+        axis.set(xlabel=x_label, ylabel=y_label, ylim=(0, 1.1 * max(y for _, y in series)))
     canvas.savefig(out)
 
 

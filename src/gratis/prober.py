@@ -59,7 +59,8 @@ class Prober:
     def logits(self, x: Tensor) -> Tensor:
         """The model's answers [B, K] in fp32, without gradient: a third of a pass."""
         self.meter.forwards += len(x)
-        # casts made here know nothing of the weights they came from: no pass may be given them
+        # a cast made without gradient knows nothing of its weight, and no pass may be given it;
+        # PyTorch 2.15 sees to that itself
         with self.as_probed(), torch.no_grad(), self._autocast(x, keep_casts=False):
             logits: Tensor = self.forward(x)
         return logits.float()
