@@ -5,12 +5,12 @@ and one that was interrupted goes on from its last checkpoint.
 """
 
 import argparse
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from measuring import processor
 
 from gratis import recipe as recipes
 from gratis import train
@@ -41,7 +41,7 @@ def print_table(runs: Mapping[str, Run]) -> None:
     """The finished runs as a Markdown table, with machine and versions above."""
     first = next(run.results for run in runs.values() if run.results)
     versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
-    print(f"{_processor()}; {first['device']}; {versions}; seed {first['seed']}")
+    print(f"{processor()}; {first['device']}; {versions}; seed {first['seed']}")
     if note := first["data"].get("note"):
         print(f"Data: {note}")
     print("\n| row | attack | images | clean % | robust % (95 %) | passes | seconds | guard |")
@@ -62,10 +62,3 @@ def print_table(runs: Mapping[str, Run]) -> None:
                 f"| {results['budget']['metered_passes']:.1f} "
                 f"| {results['budget']['seconds']:.0f} | {'; '.join(events)} |"
             )
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
