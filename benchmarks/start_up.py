@@ -20,9 +20,8 @@ import torch
 from measuring import setting
 
 from gratis import recipe as recipes
-from gratis.data import Loader
 from gratis.passes import Batch
-from gratis.setting import learner, network, planned, training_data
+from gratis.setting import build_loader, learner, network, planned, training_data
 
 FIRST_UPDATE = """
 import sys, time
@@ -80,9 +79,7 @@ def loading(options: argparse.Namespace) -> float:
     recipe = recipes.load(options.recipe, options.set)
     data = training_data(recipe)
     method = recipe.build_method()
-    loader = Loader(
-        data.training, recipe.data.batch_size, seed=0, augment=recipe.data.augment
-    )  # fmt: skip
+    loader = build_loader(recipe, data.training, torch.device("cpu"))
     model = network(recipe, data.training)
     method.bind(model, loader.images.pixels(slice(1)))
     engine = learner(recipe, model, planned(recipe, loader, method))

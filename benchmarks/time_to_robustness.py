@@ -28,7 +28,15 @@ from gratis.data import Loader
 from gratis.passes import Batch
 from gratis.recipe import Recipe
 from gratis.run import Run
-from gratis.setting import learner, load_split, network, pick_device, planned, training_data
+from gratis.setting import (
+    build_loader,
+    learner,
+    load_split,
+    network,
+    pick_device,
+    planned,
+    training_data,
+)
 
 ROWS = {"quick": "quick-cifar10", "published": "cifar10"}
 ATTACK = "pgd-50-10"
@@ -108,14 +116,7 @@ def affordable(recipe: Recipe, seconds: float) -> float:
     device = pick_device(recipe.engine.device)
     data = training_data(recipe)
     method = recipe.build_method()
-    loader = Loader(
-        data.training,
-        recipe.data.batch_size,
-        seed=recipe.seed,
-        augment=recipe.data.augment,
-        drop_last=recipe.data.drop_last,
-        device=device,
-    )
+    loader = build_loader(recipe, data.training, device)
     model = network(recipe, data.training).to(device)
     method.bind(model, loader.images.pixels(slice(1)))
     engine = learner(recipe, model, planned(recipe, loader, method))
@@ -140,7 +141,7 @@ def published_in_plain_pytorch(options: argparse.Namespace) -> str:
     recipe = recipes.load("cifar10", on(options.root))
     device = pick_device("auto")
     data = training_data(recipe)
-    loader = Loader(data.training, 128, seed=0, augment=["crop-4", "flip"], device=device)
+    loader = build_loader(recipe, data.training, device)
     model = network(recipe, data.training).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.2, momentum=0.9, weight_decay=5e-4)
     epochs, eps, step = 15, 8 / 255, 10 / 255
@@ -174,7 +175,7 @@ def published_in_plain_pytorch(options: argparse.Namespace) -> str:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - clock
     test = load_split(recipe.data, "test").select(torch.arange(options.images))
-    found = robust_accuracy(model, Loader(test, 500, seed=0), [ATTACK], ball=Linf(eps))
+    found = robust_accuracy(model, Loader(test, min(500, len(test)), seed=0), [ATTACK], ball=Linf(eps))
     clean, robust = found.correct[:, 0].double().mean(), found.robust.double().mean()
     return (
         f"| published, plain PyTorch | 0 | - | {seconds:.0f} | - | {epochs} "

@@ -19,13 +19,12 @@ from markupsafe import Markup
 
 from gratis.assess import Progress, nowhere
 from gratis.budget import Plan, passes_of
-from gratis.data import Loader
 from gratis.figures import Array, Curve, curves_svg
 from gratis.names import spell_method
 from gratis.passes import Batch
 from gratis.recipe import Recipe
 from gratis.report import environment
-from gratis.setting import learner, network, pick_device, training_data
+from gratis.setting import build_loader, learner, network, pick_device, training_data
 
 RESULT, PAGE = "lr_range.json", "lr_range.html"
 FEWEST = 50
@@ -151,14 +150,7 @@ def lr_range(
     found = RateRange(low, high, updates)
     device = pick_device(recipe.engine.device)
     data = training_data(recipe)
-    loader = Loader(
-        data.training,
-        recipe.data.batch_size,
-        seed=recipe.seed,
-        augment=recipe.data.augment,
-        drop_last=recipe.data.drop_last,
-        device=device,
-    )
+    loader = build_loader(recipe, data.training, device)
     method = recipe.build_method()
     model = network(recipe, data.training).to(device)
     method.bind(model, loader.images.pixels(slice(1)))

@@ -1,9 +1,10 @@
 """From a recipe to the things that it names: device, data, network, learner, plan."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gratis.budget import Plan, passes_of, plan, thirds_of
 from gratis.data import Images, Loader, hold_out, load
@@ -54,6 +55,27 @@ def training_data(recipe: Recipe) -> TrainingData:
             f"{len(training)} to train on; give a smaller batch"
         )
     return TrainingData(training, held_out, images.skipped)
+
+
+def build_loader(
+    recipe: Recipe,
+    images: Images,
+    device: torch.device,
+    *,
+    take: Callable[[int], Tensor] = torch.arange,
+    world: int = 1,
+) -> Loader:
+    """The recipe's batches of `images` on `device`; see Loader for `take` and `world`."""
+    return Loader(
+        images,
+        recipe.data.batch_size,
+        seed=recipe.seed,
+        augment=recipe.data.augment,
+        drop_last=recipe.data.drop_last,
+        device=device,
+        take=take,
+        world=world,
+    )
 
 
 def network(recipe: Recipe, images: Images) -> nn.Module:

@@ -10,13 +10,12 @@ from torch import nn
 from gratis.assess import Progress, nowhere
 from gratis.budget import Meter, passes_of
 from gratis.compiling import choose
-from gratis.data import Loader
 from gratis.guard import Outcome, watchers
 from gratis.journal import Journal
 from gratis.passes import Batch
 from gratis.recipe import Recipe
 from gratis.run import Run
-from gratis.setting import TrainingData, learner, network, planned
+from gratis.setting import TrainingData, build_loader, learner, network, planned
 
 
 class Training:
@@ -36,13 +35,10 @@ class Training:
         device = processes.device
         self.images = len(data.training)
         self.method = recipe.build_method()
-        self.loader = Loader(
+        self.loader = build_loader(
+            recipe,
             data.training,
-            recipe.data.batch_size,
-            seed=recipe.seed,
-            augment=recipe.data.augment,
-            drop_last=recipe.data.drop_last,
-            device=device,
+            device,
             take=lambda size: processes.rows(self.method.parts(size // processes.world)),
             world=processes.world,
         )
