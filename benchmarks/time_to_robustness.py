@@ -175,7 +175,9 @@ def published_in_plain_pytorch(options: argparse.Namespace) -> str:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - clock
     test = load_split(recipe.data, "test").select(torch.arange(options.images))
-    found = robust_accuracy(model, Loader(test, min(500, len(test)), seed=0), [ATTACK], ball=Linf(eps))
+    found = robust_accuracy(
+        model, Loader(test, min(500, len(test)), seed=0), [ATTACK], ball=Linf(eps)
+    )
     clean, robust = found.correct[:, 0].double().mean(), found.robust.double().mean()
     return (
         f"| published, plain PyTorch | 0 | - | {seconds:.0f} | - | {epochs} "
