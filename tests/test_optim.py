@@ -7,9 +7,14 @@ import torch
 from torch import nn
 
 from gratis import Learner, Natural
+from gratis.budget import Plan
 from gratis.nn import build_model
 from gratis.optim import build_optimizer
 from gratis.passes import Batch
+from gratis.recipe import from_plain
+from gratis.sections import Optimizer
+from gratis.setting import learner
+from tests.recipes import tiny
 
 
 def network() -> nn.Module:
@@ -91,6 +96,54 @@ def test_muon_without_timm_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "timm.optim.muon", None)
     with pytest.raises(ValueError, match=r"pip install gratis\[timm\]"):
         build_optimizer(network(), "muon", learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"name": "adam", "nesterov": True},
+            r"nesterov=True is for sgd and muon, adam has no use for it; .* back to False",
+        ),
+        ({"name": "lars", "nesterov": True}, "lars has no use"),
+        ({"fallback": 0.3}, r"fallback=0\.3 is for muon, sgd has .* back to 1\.0"),
+        ({"layerwise": "weights"}, "layerwise=weights is for lars and lamb, sgd has"),
+        ({"name": "lars", "bias_correction": True}, "bias_correction=True is for lamb, lars"),
+        ({"name": "lars", "weight_norm_clip": None}, "weight_norm_clip=None is for lamb, lars"),
+        ({"scaling": "sqrt"}, "scaling=sqrt scales nothing by itself; give per_images"),
+        ({"per_images": 0}, "per_images=0 must be at least 1"),
+    ],
+)
+def test_what_an_optimizer_would_ignore_is_refused(values, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Optimizer(**values)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon", "lars", "lamb"])
+def test_a_written_recipe_reads_back_whatever_the_optimizer(name: str) -> None:
+    recipe = tiny("natural", f"optimizer.name={name}")
+    assert from_plain(recipe.plain()).optimizer == recipe.optimizer
+
+
+def test_a_recipes_choices_reach_its_optimizer() -> None:
+    recipe = tiny(
+        "natural", "optimizer.name=lamb", "optimizer.layerwise=weights",
+        "optimizer.bias_correction=true", "optimizer.weight_norm_clip=null",
+    )  # fmt: skip
+    weights, spared = learner(recipe, network(), Plan(10, 0)).optimizer.param_groups
+    assert (weights["layerwise"], spared["layerwise"]) == (True, False)
+    assert weights["bias_correction"]
+    assert weights["weight_norm_clip"] is None
+
+
+def test_a_recipe_says_no_clip_and_a_share_in_yamls_words() -> None:
+    recipe = tiny(
+        "natural", "optimizer.name=lamb", "optimizer.weight_norm_clip=null",
+        "schedule.shape=piecewise", "schedule.warmup=5/105",
+    )  # fmt: skip
+    again = from_plain(recipe.plain())
+    assert again.optimizer.weight_norm_clip is None
+    assert again.schedule.warmup == 5 / 105
 
 
 @pytest.mark.parametrize("size", [28, 32, 33])

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gratis.budget import Plan
 from gratis.optim.schedules import (
     Schedule,
     constant,
@@ -15,7 +16,13 @@ from gratis.optim.schedules import (
     cycled_momentum,
     cyclic,
     piecewise,
+    warmed,
 )
+from gratis.recipe import from_plain
+from gratis.sections import Optimizer
+from gratis.sections import Schedule as Section
+from gratis.setting import learner
+from tests.recipes import tiny
 
 ALL = {
     "cyclic": cyclic(0.4),
@@ -114,6 +121,86 @@ def test_cosine_is_pytorchs_and_half_a_wave(updates: int) -> None:
         optimizer.step()
         theirs.step()
     assert cosine()(updates, updates) == pytest.approx(0)
+
+
+def test_warm_up_climbs_by_update_and_then_the_shape_has_its_own_clock() -> None:
+    # 5 epochs of 10 updates before 100 epochs with drops at 75, 90 and 95 of them
+    schedule = warmed(piecewise((0.75, 0.9, 0.95), 0.1), 5 / 105)
+    shares = [schedule(update, 1050) for update in range(1050)]
+    assert shares[:50] == pytest.approx([(update + 1) / 50 for update in range(50)])
+    main = [1.0] * 750 + [0.1] * 150 + [0.01] * 50 + [0.001] * 50
+    assert shares[50:] == pytest.approx(main)
+
+
+def test_warm_up_ends_where_the_shape_begins() -> None:
+    schedule = warmed(cosine(), 0.2)
+    assert schedule(3, 20) == schedule(4, 20) == 1
+    assert [schedule(4 + update, 20) for update in range(16)] == [
+        cosine()(update, 16) for update in range(16)
+    ]
+
+
+@pytest.mark.parametrize("shape", [piecewise((0.5,), 0.1), cosine(), constant()])
+@given(warmup=st.floats(0, 1, exclude_max=True), updates=st.integers(1, 300))
+def test_warm_up_of_any_length_only_climbs_and_leaves_an_update_to_the_shape(
+    shape: Schedule, warmup: float, updates: int
+) -> None:
+    shares = [warmed(shape, warmup)(update, updates) for update in range(updates)]
+    top = shares.index(1.0)
+    assert shares[: top + 1] == sorted(shares[: top + 1])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+    climbing = min(round(warmup * updates), updates - 1)
+    assert top == max(climbing - 1, 0)
+    assert min(shares) > 0
+
+
+def test_no_warm_up_is_the_shape_itself() -> None:
+    for updates in (1, 7):
+        for shape in ALL.values():
+            for update in range(updates):
+                assert warmed(shape, 0.0)(update, updates) == shape(update, updates)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shape": "cosine", "warmup": 1.0}, r"warmup=1\.0 is no share of the run"),
+        ({"shape": "cosine", "warmup": -0.1}, r"warmup=-0\.1 is no share"),
+        ({"warmup": 0.1}, "warmup: a cyclic rate climbs by itself; set peak"),
+    ],
+)
+def test_warm_ups_that_mean_nothing_are_refused(values, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Section(**values)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "batch", "rate"),
+    [("linear", 1024, 0.4), ("sqrt", 1024, 0.2), ("linear", 64, 0.025), ("sqrt", 64, 0.05)],
+)
+def test_the_rate_grows_with_the_batch_as_asked(scaling, batch: int, rate: float) -> None:
+    section = Optimizer(learning_rate=0.1, per_images=256, scaling=scaling)
+    assert section.rate(batch) == pytest.approx(rate)
+    assert section.rate(256) == Optimizer(learning_rate=0.1).rate(batch) == 0.1
+
+
+def test_a_recipes_rate_is_scaled_and_warmed_up_in_the_learner() -> None:
+    recipe = tiny(
+        "natural", "data.batch_size=200", "optimizer.per_images=100", "schedule.shape=constant",
+        "schedule.warmup=0.4", "optimizer.name=lamb",
+    )  # fmt: skip
+    engine = learner(from_plain(recipe.plain()), torch.nn.Linear(2, 2), Plan(10, 0))
+    expected = [0.05, 0.1, 0.15] + [0.2] * 7
+    assert [engine.rate(update) for update in range(10)] == pytest.approx(expected)
+    engine.begun = 5  # a run that began anew climbs anew, over the updates left
+    assert [engine.rate(update) for update in range(5, 10)] == pytest.approx([0.1] + [0.2] * 4)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lamb"])
+def test_a_momentum_to_cycle_is_asked_for(name: str) -> None:
+    recipe = tiny("natural", "schedule.cycle_momentum=true", f"optimizer.name={name}")
+    with pytest.raises(ValueError, match=rf"cycle_momentum: {name} has no momentum .* choose sgd"):
+        learner(recipe, torch.nn.Linear(2, 2), Plan(10, 0))
 
 
 def test_constant_is_constant() -> None:

@@ -298,7 +298,8 @@ def test_optimizers_and_schedules_learn(tmp_path, shape, optimizer):
     rate = 0.1 if optimizer == "sgd" else 0.01
     recipe = tiny(
         "natural", f"schedule.shape={shape}", f"optimizer.name={optimizer}",
-        f"optimizer.learning_rate={rate}", "optimizer.nesterov=true", "optimizer.decay=weights",
+        f"optimizer.learning_rate={rate}", f"optimizer.nesterov={optimizer == 'sgd'}",
+        "optimizer.decay=weights",
         "evaluation.attacks=[pgd-1]", passes=4,
     )  # fmt: skip
     epochs = [r for r in train.run(recipe, tmp_path / "run").log() if r["kind"] == "epoch"]

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from gratis.nn.batchnorm import parameters_by_decay
+from gratis.optim.layerwise import LAMB, LARS
 
-__all__ = ["build_optimizer"]
+__all__ = ["LAMB", "LARS", "build_optimizer"]
 
 
 def build_optimizer(
@@ -20,12 +21,17 @@ def build_optimizer(
     weight_decay: float = 0.0,
     decay: str = "all",
     fallback: float = 1.0,
+    layerwise: str = "all",
+    bias_correction: bool = False,
+    weight_norm_clip: float | None = 10.0,
 ) -> torch.optim.Optimizer:
-    """SGD, Adam, AdamW or Muon over the model's parameters.
+    """SGD, Adam, AdamW, Muon, LARS or LAMB over the model's parameters.
 
     decay: "all", or "weights" to spare norms and biases (Shafahi 2019's CIFAR code and
     Wong 2020's ImageNet code spare them; Wong 2020's CIFAR code does not).
-    momentum: SGD's and Muon's; Adam's first beta.
+    momentum: SGD's, Muon's and LARS's; the first beta of Adam, AdamW and LAMB.
+    layerwise: whose steps LARS and LAMB scale: "all", or "weights" to spare norms and biases,
+    with or without sparing them decay.  bias_correction, weight_norm_clip: LAMB's.
     Muon (Jordan 2024; timm's, with its step scaled as an AdamW step is) orthogonalises the steps
     of convolutions; what is no convolution takes AdamW steps at `fallback` times the rate.
     Raises ValueError for muon where timm is not installed.
@@ -33,14 +39,32 @@ def build_optimizer(
     groups: list[dict[str, Any]]
     if name == "muon":
         return _muon(model, learning_rate, momentum, nesterov, weight_decay, decay, fallback)
-    if decay == "weights":
-        decayed, exempt = parameters_by_decay(model)
-        groups = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decayed, exempt = (
+        [parameter for parameter in part if parameter.requires_grad]
+        for part in parameters_by_decay(model)
+    )
+    spared: dict[str, Any] = {"weight_decay": 0.0} if decay == "weights" else {}
+    if name in ("lars", "lamb") and layerwise == "weights":
+        spared["layerwise"] = False
+    if spared:
+        groups = [{"params": decayed}, {"params": exempt, **spared}]
     else:
-        groups = [{"params": list(model.parameters())}]
+        groups = [{"params": trained}]
     if name == "sgd":
         return torch.optim.SGD(
             groups, learning_rate, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+        )
+    if name == "lars":
+        return LARS(groups, learning_rate, momentum=momentum, weight_decay=weight_decay)
+    if name == "lamb":
+        return LAMB(
+            groups,
+            learning_rate,
+            betas=(momentum, 0.999),
+            weight_decay=weight_decay,
+            bias_correction=bias_correction,
+            weight_norm_clip=weight_norm_clip,
         )
     adam = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     return adam(groups, learning_rate, betas=(momentum, 0.999), weight_decay=weight_decay)

@@ -39,6 +39,25 @@ def constant() -> Schedule:
     return lambda update, updates: 1.0
 
 
+def warmed(shape: Schedule, warmup: float) -> Schedule:
+    """A climb over share `warmup` of the run to where `shape` begins, then `shape` over the rest.
+
+    The climb is linear and lasts n updates, n the nearest whole number, but leaves `shape` one
+    update at least; its rates are 1/n, 2/n, ... 1 times the first of `shape` (Goyal 2017,
+    section 2.2; by update as in the code of Zhang 2022). Shares of the run that `shape` knows of,
+    such as drops, are shares of what is left after the climb.
+    """
+
+    def share(update: int, updates: int) -> float:
+        climb = min(round(warmup * updates), updates - 1)
+        rest = updates - climb
+        if update < climb:
+            return (update + 1) / climb * shape(0, rest)
+        return shape(update - climb, rest)
+
+    return share
+
+
 def cycled_momentum(share: float, low: float = 0.8, high: float = 0.9) -> float:
     """Momentum that falls as the rate rises: PyTorch's CyclicLR default, and so the Fast code's."""
     return high - (high - low) * share

@@ -1,0 +1,136 @@
+"""What is trained, and on what: data, network, task."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class About:
+    """What a reader wants to know before running: the source, and what came out where."""
+
+    title: str = ""
+    paper: str = ""
+    expected: str = ""
+    hardware: str = ""
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """How images without labels are used: those that `labels` leaves without, and more of them.
+
+    name, root: another source of images, as in Data; its labels are not used.  limit: only so
+    many of them, by the seed.  share: the part of every batch that is drawn from images without
+    labels (Carmon 2019 draws half); 0 for none.  pseudo: a run directory whose model labels them
+    once, before training; without one the method must be able to learn from images alone.
+    """
+
+    name: str | None = None
+    root: str | None = None
+    limit: int | None = None
+    share: float = 0.5
+    pseudo: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError(f"share={self.share} must be 0 or more, and below 1")
+        if self.name is None and (self.root is not None or self.limit is not None):
+            raise ValueError("root and limit are those of another source: give its name as well")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1 image")
+
+
+@dataclass(frozen=True)
+class Data:
+    """name: digits, mnist, fashion-mnist, cifar10, cifar100, folder, or module:function.
+    root: where the files lie; else $GRATIS_DATA.  holdout: share (below 1) or number of the
+    training images kept for checks, at most 1,000.  limit: only the first so many training
+    images are used, held-out ones among them.  augment: crop-N (zero padding), flip.
+    image_size: folder images are resized and centre-cropped to it, in pixels.
+    labels: only so many training labels are kept, equally many of each class, by the seed;
+    held-out images are among them.  unlabelled: how images without labels are used.
+    """
+
+    name: str
+    root: str | None = None
+    batch_size: int = 128
+    holdout: float = 0.02
+    limit: int | None = None
+    augment: tuple[str, ...] = ()
+    image_size: int | None = None
+    drop_last: bool = False
+    labels: int | None = None
+    unlabelled: Unlabelled | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size} must be at least 1")
+        if self.holdout < 0:
+            raise ValueError(f"holdout={self.holdout} must be 0 or more")
+        if self.labels is not None and self.labels < 1:
+            raise ValueError(f"labels={self.labels} must be at least 1")
+        if self.unlabelled is not None and self.labels is None and self.unlabelled.name is None:
+            raise ValueError(
+                "unlabelled: every image has its label; give labels (how many are kept) or the "
+                "name of another source of images"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1 image")
+
+
+@dataclass(frozen=True)
+class Model:
+    """name: as in gratis.nn.MODELS, timm:NAME or module:function.
+    options: the builder's own.  mean, std: normalisation per channel, the model's first layer.
+    norm_momentum: of every batch norm; Free replays each minibatch m times, so that at the
+    usual 0.1 the last one makes up 1 - 0.9^m of the running statistics.
+    norm_groups: batch norms see each batch in so many parts, as on so many devices;
+    aux_groups: auxiliary norms, which methods like fast-advprop add (as norm_groups if None).
+    norms: whether each process's norms see its own images, or, in what is learned from, those of
+    all processes (attacks always see their own).
+    start: a run directory or a file of weights to begin with, in place of random ones; a head
+    for another number of classes stays random.  new_head: so does one that would fit.
+    freeze: what training leaves as it is, statistics of norms too: names of modules or of
+    parameters, or `all-but-head`.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    norm_momentum: float | None = None
+    norm_groups: int = 1
+    aux_groups: int | None = None
+    norms: Literal["local", "synced"] = "local"
+    start: str | None = None
+    new_head: bool = False
+    freeze: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.norms == "synced" and (self.norm_groups, self.aux_groups or 1) != (1, 1):
+            raise ValueError(
+                "norms=synced sees a batch of all processes as one; leave norm_groups and "
+                "aux_groups out"
+            )
+        if self.new_head and self.start is None:
+            raise ValueError("new_head=True: without a start the whole network is new")
+        if min(self.norm_groups, self.aux_groups or 1) < 1 or self.aux_groups == 0:
+            raise ValueError(
+                f"norm_groups={self.norm_groups}, aux_groups={self.aux_groups}; give 1 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Task:
+    """label_smoothing: the share of each label that is spread over all classes (Szegedy 2016,
+    section 7) in the loss that is learned from; attacks climb the plain one. Losses that methods
+    bring along (TRADES, GradAlign's penalty, mixed images) are not smoothed.
+    """
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} must be a share of the label: 0 or more, "
+                "below 1"
+            )
