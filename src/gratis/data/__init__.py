@@ -4,11 +4,13 @@ from gratis.data.augment import Augmentation, parse_augment
 from gratis.data.images import Images, check_match, hold_out
 from gratis.data.loader import Loader
 from gratis.data.sources import load
+from gratis.data.unlabelled import Unlabelled
 
 __all__ = [
     "Augmentation",
     "Images",
     "Loader",
+    "Unlabelled",
     "check_match",
     "hold_out",
     "load",

@@ -1,6 +1,7 @@
 """Batches of a set that lies on the device, each epoch a pure function of seed and number."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from gratis.data.augment import parse_augment
 from gratis.data.images import Images, as_pixels
+from gratis.data.unlabelled import Unlabelled, mixed_order
 
 
 class Loader:
@@ -22,6 +24,9 @@ class Loader:
     take, world: one of `world` loaders that share each batch: take(a batch's images) -> which of
     its rows [B / world] are ours. A short last batch is cut to a multiple of `world`. Order,
     crops and flips are those of the whole.
+    unlabelled: images that take their share of every batch, their y as it is there. An epoch
+    has as many images as without them, so it holds that much fewer of the labelled ones
+    (Carmon 2019's count); see `mixed_order`.
 
     Raises ValueError for a batch larger than the data, or no data.
     """
@@ -38,6 +43,7 @@ class Loader:
         device: str | torch.device = "cpu",
         take: Callable[[int], Tensor] = torch.arange,
         world: int = 1,
+        unlabelled: Unlabelled | None = None,
     ) -> None:
         if not len(images):
             raise ValueError(f"{images.name} ({images.split}) has no images to make batches of")
@@ -54,7 +60,17 @@ class Loader:
                 f"crop-{self.augmentation.pad} on images of {images.x.shape[2]}x"
                 f"{images.x.shape[3]} pixels would leave some of them black: pad less"
             )
-        self.images = images.to(device)
+        self.images, self.unlabelled = images.to(device), unlabelled
+        self._x, self._y = self.images.x, self.images.y
+        if unlabelled is not None:
+            parts = [
+                x if images.x.dtype == unlabelled.x.dtype else as_pixels(x)
+                for x in (self._x, unlabelled.x.to(device))
+            ]
+            self._x = torch.cat(parts)
+            self._y = torch.cat([self._y, unlabelled.y.to(device)])
+            # a view: pixels lie on the device once
+            self.images = replace(images, x=self._x[: len(images)], y=self._y[: len(images)])
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
@@ -87,7 +103,7 @@ class Loader:
         # SeedSequence mixes the two well, where seed + number would give run 1 the epochs of run 0.
         mixed = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed[0]))
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
+        order = self._order(count, number, generator)
         corners, flips = self.augmentation.draw(count, generator)
         starts = range(0, count, self.batch_size)
         sizes = list(zip(starts, self.batch_sizes, strict=False))[start_batch:]
@@ -98,5 +114,15 @@ class Loader:
             for of_all in (order, corners, flips)
         ]
         for rows, crops, mirrored in zip(*drawn, strict=True):
-            x = self.augmentation.apply(self.images.x[rows], crops, mirrored)
-            yield as_pixels(x), self.images.y[rows]
+            x = self.augmentation.apply(self._x[rows], crops, mirrored)
+            yield as_pixels(x), self._y[rows]
+
+    def label(self, y: Tensor) -> None:
+        """Let the unlabelled images come with labels y [M] from now on."""
+        self._y[len(self.images) :] = y
+
+    def _order(self, count: int, number: int, generator: torch.Generator) -> Tensor:
+        if self.unlabelled is not None:
+            others = self.unlabelled
+            return mixed_order(count, len(others), others.share, seed=self.seed, epoch=number)
+        return torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
