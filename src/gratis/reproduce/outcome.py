@@ -7,13 +7,14 @@ from typing import Any
 
 from gratis.names import number, spell
 from gratis.recipe import Plain
-from gratis.reproduce.papers import Column, Row, Scale, Table
+from gratis.reproduce.papers import PREDICTED, Column, Row, Scale, Table
 from gratis.reproduce.settings import JPEG, attack, values
 from gratis.run import Record, Run
 
 SCHEMA = 1
 FACTS = "reproduced.json"
-"""In a row's run directory: images trained on, images there are to test on, and extra numbers.
+"""In a row's run directory: images trained on, images there are to test on, how many processes
+trained, and extra numbers.
 It is written last, so a directory with it is finished.
 """
 
@@ -73,6 +74,8 @@ def _notes(table: Table, scale: Scale) -> list[str]:
     notes = list(table.notes)
     if table.stand_in:
         notes.append(f"The paper has {table.stand_in}: figures here do not compare with its own.")
+    if table.scaling:
+        notes.append(f"The model is given that {table.case(table.rows[0]).in_words()}.")
     if scale == "smoke":
         notes.insert(0, "smoke: not a result. It shows that every row's path exists, no more.")
     if scale == "cpu" and table.cpu.note:
@@ -99,7 +102,10 @@ def _row(
         facts = json.loads((out / FACTS).read_text("utf-8"))
     budget = results.get("budget", {})
     measured = {
-        column.name: _measured(column, scale, recipe, results, facts) for column in table.columns
+        column.name: _predicted(table, row, column)
+        if column.measure in PREDICTED
+        else _measured(column, scale, recipe, results, facts)
+        for column in table.columns
     }
     return {
         "name": row.name,
@@ -139,6 +145,8 @@ def conditions(table: Table, scale: Scale, recipe: Plain, facts: Record) -> str:
         limit = (recipe.get("evaluation") or {}).get("limit")
         test = min(limit or facts["test_images"], facts["test_images"])
         parts.append(f"{facts['training_images']:,} training and {test:,} test images")
+        if (count := facts.get("processes", 1)) > 1:
+            parts.append(f"{count} processes")
     model = recipe["model"]
     width = (model.get("options") or {}).get("width")
     parts.append(f"{model['name']}" + (f" of width {width}" if width else ""))
@@ -150,6 +158,13 @@ def conditions(table: Table, scale: Scale, recipe: Plain, facts: Record) -> str:
 def epochs(budget: Record, recipe: Plain) -> float:
     """Data passes, replays counted as epochs, as papers count them."""
     return float(budget["data_passes"]) * int(recipe["method"].get("replays", 1))
+
+
+def _predicted(table: Table, row: Row, column: Column) -> Record:
+    """The model's answer, which stands where a measured number would and says whose it is."""
+    case = table.case(row)
+    value = case.hours()[0] if column.measure == "predicted-hours" else case.speed_up()
+    return {"measured": value, "model": "gratis.scaling"}
 
 
 def _measured(

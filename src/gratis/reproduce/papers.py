@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from gratis.names import nearest, parse_attack
+from gratis.scaling import Case, Job
 from gratis.schema import construct
 
 Scale = Literal["smoke", "cpu", "paper"]
@@ -16,9 +17,12 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 
 Extra = Literal["none", "pictures", "landscape", "pass-accuracies", "verified"]
 
-PLAIN_MEASURES = ("clean", "epochs", "minutes", "epoch-seconds", "times-first")
+PREDICTED = ("predicted-hours", "predicted-speed-up")
+"""By gratis.scaling, of a row's layout: nothing is run for them."""
+
+PLAIN_MEASURES = ("clean", "epochs", "minutes", "epoch-seconds", "times-first", *PREDICTED)
 """Of results.json: clean accuracy; epochs as papers count; training time, alone and an epoch;
-passes as papers count them, over those of the table's first row.
+passes as papers count them, over those of the table's first row. And PREDICTED.
 """
 
 
@@ -65,11 +69,38 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """`machines` of `gpus` each."""
+
+    machines: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What the columns predicted-hours and predicted-speed-up are computed from.
+
+    of: the row whose printed figures in these columns say what one of its machines takes.
+    images: of an epoch.  parameters, tensors: of the network.  steps, passes: an image's probes,
+    and its passes for gradients.  batch: images of a machine.  gigabits: a second between them.
+    """
+
+    of: str
+    images: int
+    parameters: int
+    tensors: int
+    steps: int
+    passes: int
+    batch: int
+    gigabits: float
+
+
+@dataclass(frozen=True)
 class Row:
     """set: settings on top of the table's; cpu, smoke: further ones at these scales.
     recipe: in place of the table's.  epochs: as printed, counted as the paper does.
     printed: numbers by column, accuracies in percent; what no source gives is left out.
-    x, series: where it stands in the table's figure.
+    x, series: where it stands in the table's figure.  layout: which hours are predicted for.
     """
 
     name: str
@@ -84,6 +115,7 @@ class Row:
     note: str = ""
     x: float | None = None
     series: str = ""
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +144,7 @@ class Table:
     recipe: a shipped one, which `set` and the rows' settings change.
     stand_in: the paper's data and net, where other ones stand in for them at every scale.
     extra: what is done with each trained row besides.  rates: draw the learning rates.
+    scaling: for predicted columns, which every row then needs a layout for.
     """
 
     name: str
@@ -128,6 +161,7 @@ class Table:
     extra: Extra = "none"
     sweeps: tuple[Sweep, ...] = ()
     rates: bool = False
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         columns = [column.name for column in self.columns]
@@ -140,6 +174,45 @@ class Table:
                 raise ValueError(
                     f"no column {key!r}{nearest(key, columns)}; there are {', '.join(columns)}"
                 )
+        if self.scaling or any(column.measure in PREDICTED for column in self.columns):
+            for row in self.rows:
+                self.case(row).hours()  # what cannot be predicted is answered before any run
+
+    def case(self, row: Row) -> Case:
+        """What `gratis.scaling` predicts hours and speed-up of `row` from.
+
+        Gradients travel as in the released code of Zhang 2022: in fp32, each tensor by itself,
+        after the backward. Raises ValueError for what the table leaves out.
+        """
+        given = self.scaling
+        if given is None or row.layout is None:
+            raise ValueError(f"to predict row {row.name}, give the table `scaling`, it a `layout`")
+        known = self.choose((given.of,))[0]
+        figures = {c.measure: known.printed.get(c.name) for c in self.columns}
+        hours, speed_up = (figures.get(measure) for measure in PREDICTED)
+        if known.layout is None or known.epochs is None or hours is None or speed_up is None:
+            raise ValueError(
+                f"scaling.of: row {known.name} needs a layout, epochs, and printed figures in "
+                f"columns that measure {' and '.join(PREDICTED)}"
+            )
+        job = Job(
+            hours=hours * speed_up,
+            gpus=known.layout.gpus,
+            images=given.images,
+            epochs=known.epochs,
+            cost=given.steps * 2 / 3 + given.passes,
+            parameters=given.parameters,
+            tensors=given.tensors,
+        )
+        return Case(
+            job,
+            row.layout.machines,
+            row.layout.gpus,
+            per_machine=given.batch,
+            alone=given.batch,
+            gigabits=given.gigabits,
+            messages=given.tensors,
+        )
 
     def choose(self, patterns: tuple[str, ...]) -> tuple[Row, ...]:
         """The rows whose names match any of the shell patterns, all of them without any.

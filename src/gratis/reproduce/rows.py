@@ -9,13 +9,14 @@ from typing import Literal
 
 from gratis import train
 from gratis.assess import Progress, evaluate_run, question
+from gratis.launched import rank_and_world
 from gratis.recipe import Recipe, from_plain
 from gratis.reproduce.after import EXTRAS
 from gratis.reproduce.outcome import FACTS, outcome
 from gratis.reproduce.page import write
 from gratis.reproduce.papers import Row, Scale, Table
 from gratis.reproduce.settings import values
-from gratis.run import RECIPE, Record, Run
+from gratis.run import RECIPE, Record, Run, WatchedRun
 from gratis.sections import Data
 from gratis.setting import load_split
 
@@ -44,20 +45,22 @@ def reproduce(
 
     given: settings on top of every row's.  bar: shows the progress of a row by its name.
     Returns the table (see `outcome`) and whether all of `rows` are done. A row that cannot be
-    made says why, and the next one is begun. Raises ValueError for settings that fit no recipe.
+    made says why, and the next one is begun. Of torchrun's processes all train and the first
+    alone writes; the others return no table. Raises ValueError for settings that fit no recipe.
     """
     recipes = {row.name: from_plain(values(table, row, scale, given)) for row in rows}
     for recipe in recipes.values():
         recipe.evaluation_balls()  # a wrong method is answered before the first row is trained
     standings = {row.name: _before(table, row, scale, folder, given) for row in table.rows}
     shelf = Shelf()
+    leads = rank_and_world()[0] == 0
     for row in rows:
         if standings[row.name].status != "done":
             out = folder / row.name
             standings[row.name] = _make(table, scale, recipes[row.name], out, shelf, bar)
-            if scale != "smoke":  # there it would take longer than the row
+            if scale != "smoke" and leads:  # there it would take longer than the row
                 _written(table, scale, folder, standings, given)
-    record = _written(table, scale, folder, standings, given)
+    record = _written(table, scale, folder, standings, given) if leads else {}
     return record, all(standings[row.name].status == "done" for row in rows)
 
 
@@ -98,13 +101,27 @@ def _make(
         with bar(out.name) as progress:
             same = _same_training(out, recipe)
             run = train.run(same or recipe, out, resume=out.exists(), progress=progress)
+            if isinstance(run, WatchedRun):
+                return Standing("done")
             _catch_up(run, recipe, progress)
         extra = EXTRAS[table.extra](run, recipe, scale)
     except (ValueError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
         return Standing("failed", " ".join(str(error).split()))
-    facts = {"training_images": counts[0], "test_images": counts[1], "extra": extra}
+    facts = {
+        "training_images": counts[0],
+        "test_images": counts[1],
+        "processes": _processes(out),
+        "extra": extra,
+    }
     (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     return Standing("done")
+
+
+def _processes(out: Path) -> int:
+    """How many trained the row in `out`: others may attack it once more when it is finished."""
+    if (out / FACTS).is_file():
+        return int(json.loads((out / FACTS).read_text("utf-8")).get("processes", 1))
+    return rank_and_world()[1]
 
 
 def finished(out: Path, recipe: Recipe) -> bool:
