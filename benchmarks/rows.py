@@ -19,7 +19,10 @@ from gratis.run import Run
 
 
 def main(name: str, base: str, common: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
-    """Run `rows` (label -> settings on top of `common` on top of recipe `base`) and print them."""
+    """Run `rows` (label -> settings on top of `common` on top of recipe `base`) and print them.
+
+    OUT/ROW in a setting is the directory of another row, which comes before.
+    """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows))
     parser.add_argument("--out", type=Path, default=Path("runs") / "benchmarks" / name)
@@ -32,7 +35,8 @@ def main(name: str, base: str, common: Sequence[str], rows: Mapping[str, Sequenc
         out = options.out / row
         if not options.print:
             print(f"{row} ...", file=sys.stderr, flush=True)
-            recipe = recipes.load(base, [*common, *rows[row], *options.set])
+            own = [setting.replace("OUT/", f"{options.out}/") for setting in rows[row]]
+            recipe = recipes.load(base, [*common, *own, *options.set])
             train.run(recipe, out, resume=out.exists())
     print_table({row: Run.open(options.out / row) for row in options.rows})
 

@@ -11,12 +11,13 @@ from gratis import answers
 from gratis.balls import Ball
 from gratis.data import Images
 from gratis.evaluate import Robustness, check_masking, robust_accuracy
-from gratis.evaluate.robustness import BATCHES_IN_A_POOL
+from gratis.evaluate.robustness import BATCHES_IN_A_POOL, always, pools_of
 from gratis.names import spell
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
 from gratis.setting import load_split, network, pick_device
 from gratis.unfinished import Unfinished, fingerprint
+from gratis.weights import weights_of
 
 PICTURES = 8
 
@@ -69,11 +70,17 @@ def question(recipe: Recipe) -> Question:
 
 
 def evaluate_run(
-    run: Run, asked: Question, progress: Progress = nowhere, images: Images | None = None
+    run: Run,
+    asked: Question,
+    progress: Progress = nowhere,
+    images: Images | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> list[dict[str, Any]]:
     """Answer `asked` for a run, merge the answers into its results.json and return them.
 
     images: the test split where it is at hand; else it is loaded as the run's recipe says.
+    share: (rank, world) of a process that shares the images with others, through the run's
+    directory. The first alone makes the masking checks and writes; the others return no answers.
     The same attack, threat, images and checkpoint as an earlier evaluation replaces it. An
     evaluation that was interrupted goes on with the pool of images that it was at.
     """
@@ -90,9 +97,18 @@ def evaluate_run(
         model = model.to(memory_format=torch.channels_last)
     if "given" in state:
         results |= {"method": state["given"]["model"], "given": state["given"]}
+    if state.get("start") is not None:
+        results["start"] = state["start"]
+    if state.get("pseudo") is not None:
+        results["pseudo_labels"] = state["pseudo"]["record"]
     # what the run cost, whichever of its checkpoints is evaluated
     results["budget"] = run.load_checkpoint("last")[0]["budget"]
     setting = _Setting(run, asked, recipe, model, images.to(device), state["updates"], progress)
+    setting.rank, setting.world = share
+    if setting.rank:
+        for ball in asked.balls:
+            setting.answer_share(ball)
+        return []
     given = []
     for ball in asked.balls:
         given += setting.under(ball, results)
@@ -122,6 +138,7 @@ class _Setting:
         self.weights = fingerprint(model)
         self.batch_size = recipe.evaluation.batch_size or recipe.data.batch_size
         self.unfinished: list[Unfinished] = []
+        self.rank, self.world = 0, 1
 
     def under(self, ball: Ball, results: dict[str, Any]) -> list[dict[str, Any]]:
         """Evaluate under one ball; entries go into `results`, files into the run's directory."""
@@ -147,9 +164,25 @@ class _Setting:
             answers.merge_checks(results.setdefault("checks", []), checked)
         return entries
 
+    def answer_share(self, ball: Ball) -> None:
+        """Attack the pools of images that are this process's among several; keep the answers."""
+        if self.rank < self._pools:
+            self._robustness(ball, lambda place: place % self.world == self.rank)
+
+    @property
+    def _pools(self) -> int:
+        return pools_of(len(self.images), self.batch_size)
+
     def _found(self, ball: Ball) -> Robustness:
+        if self.world > 1:
+            self.answer_share(ball)
+            # what then still lacks is answered here
+            self._unfinished(ball).wait_for(self._pools, self.recipe.engine.patience_seconds)
+        return self._robustness(ball)
+
+    def _unfinished(self, ball: Ball) -> Unfinished:
         asked = self.asked
-        unfinished = Unfinished.of(
+        return Unfinished.of(
             self.run.unfinished,
             {
                 "weights": self.weights,
@@ -163,7 +196,11 @@ class _Setting:
                 "torch": torch.__version__,
             },
         )
-        self.unfinished.append(unfinished)
+
+    def _robustness(self, ball: Ball, turn: Callable[[int], bool] = always) -> Robustness:
+        asked, unfinished = self.asked, self._unfinished(ball)
+        if unfinished.directory not in [known.directory for known in self.unfinished]:
+            self.unfinished.append(unfinished)
         note = f"{', '.join(asked.attacks)} at {ball.norm} {spell(ball.eps)}"
         count = len(self.images)
         self.progress("evaluate", 0, count, note)
@@ -177,6 +214,7 @@ class _Setting:
             examples=PICTURES,
             points=asked.keep_points,
             outcomes=unfinished,
+            turn=turn,
             progress=lambda done: self.progress("evaluate", done, count, note),
         )
 
@@ -230,17 +268,8 @@ def _first(images: Images, limit: int) -> Images:
 def trained(recipe: Recipe, images: Images, state: dict[str, Any]) -> nn.Module:
     """The network with a checkpoint's weights, the averaged ones where there are any."""
     model = network(recipe, images)
-    if state["averaged"] is not None:
-        prefix = "module."
-        weights = {
-            key.removeprefix(prefix): value
-            for key, value in state["averaged"].items()
-            if key.startswith(prefix)
-        }
-    else:
-        weights = state["model"]
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights_of(state))
     except RuntimeError as error:
         raise ValueError(f"the checkpoint does not fit the recipe's network: {error}") from error
     return model

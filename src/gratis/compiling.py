@@ -95,7 +95,8 @@ class _Step:
 
     def __init__(self, learner: Learner, x: Tensor, y: Tensor) -> None:
         self.model = copy.deepcopy(learner.model).train()
-        self.x, self.y = x.contiguous(memory_format=learner.memory_format), y
+        # an image without a label (tasks.NO_LABEL) is timed as any other
+        self.x, self.y = x.contiguous(memory_format=learner.memory_format), y.clamp(min=0)
         self.dtype, self.task = learner.dtype, learner.task
         self.prober = Prober(self.model, norm=learner.probe.norm, precision=self.dtype)
 

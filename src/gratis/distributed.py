@@ -18,8 +18,13 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others before it gives up with an error."""
+from gratis.comm_hooks import Exchange
+from gratis.launched import launched_together, meet, rank_and_world
+
+PATIENCE_SECONDS = 600.0
+"""How long processes wait for each other unless a recipe says otherwise."""
+
+BETWEEN_RUNS = timedelta(days=1)
 
 Compute = Callable[[nn.Module], Any]
 
@@ -44,24 +49,19 @@ class Processes:
 
     # --- who takes what
 
-    def check_divides(self, batch_size: int) -> None:
-        """ValueError for a global batch that cannot be divided equally."""
-        if batch_size % self.world:
-            raise ValueError(
-                f"data.batch_size: {batch_size} images, of all processes together, cannot be "
-                f"divided equally among {self.world}; give a multiple of {self.world}"
-            )
-
-    def rows(self, parts: Sequence[int]) -> Tensor:
+    def rows(self, parts: Sequence[int], shares: int = 1) -> Tensor:
         """Our rows of a global batch that holds all processes' first parts, then all second, ...
 
         parts: how many images each part of one process holds, in order.
+        shares: each process takes so many processes' rows, one's after the other's.
         """
-        chosen, before = [], 0
-        for size in parts:
-            first = before + self.rank * size
-            chosen.append(torch.arange(first, first + size))
-            before += self.world * size
+        chosen = []
+        for rank in range(self.rank * shares, (self.rank + 1) * shares):
+            before = 0
+            for size in parts:
+                first = before + rank * size
+                chosen.append(torch.arange(first, first + size))
+                before += self.world * shares * size
         return torch.cat(chosen)
 
     def part(self, whole: Tensor) -> Tensor:
@@ -79,6 +79,10 @@ class Processes:
         parts = [torch.empty_like(part) for _ in range(self.world)]
         dist.all_gather(parts, part)
         return torch.cat(parts)
+
+    def everyones(self, ours: Tensor) -> Tensor:
+        """Every process's tensor [n] as rows of [world, n], in order of rank; differentiable."""
+        return ours[None] if self.world == 1 else _Everyones.apply(ours, self)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of all processes' `values`, bitwise the same at each."""
@@ -121,28 +125,80 @@ class Processes:
             if self.leads:
                 self.told(0)
 
+    def led(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` returns at the leading process, for all; a ValueError of its is everyone's."""
+        if self.world == 1:
+            return ask()
+        said: list[Any] = [None, None]
+        if self.leads:
+            try:
+                said = [ask(), None]
+            except ValueError as error:
+                said = [None, str(error)]
+        dist.broadcast_object_list(said, src=0, device=self.device)
+        found, complaint = said
+        if complaint is not None:
+            raise ValueError(complaint)
+        return found
+
+    def agree(self, **named: str) -> None:
+        """ValueError, at every process, that names what is not the same in all of them."""
+        if self.world == 1:
+            return
+        all_named: list[dict[str, str]] = [{} for _ in range(self.world)]
+        dist.all_gather_object(all_named, named)
+        for name, ours in all_named[0].items():
+            for rank, theirs in enumerate(all_named):
+                if theirs[name] != ours:
+                    raise ValueError(
+                        f"the processes do not agree on {name.replace('_', ' ')}: process 0 has "
+                        f"{ours}, process {rank} has {theirs[name]}; start all of them with the "
+                        "same command, recipe, data and installation"
+                    )
+
+
+class _Everyones(torch.autograd.Function):
+    """Gathering, whose backward adds up what all processes' losses make of each one's part."""
+
+    @staticmethod
+    def forward(ctx: Any, ours: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes
+        return processes.gather(ours[None])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.processes.total(gradient)[ctx.processes.rank], None
+
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
+def joined(device: torch.device, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[Processes]:
     """Join the processes that torchrun started, each on a card of its own if `device` is CUDA.
 
+    patience_seconds: how long a process waits for the others, at the start and in every exchange,
+    before it gives up with an error.
     The group ends with the context, also by an error, which the others then meet as a lost
     connection. A group that stands already is used as it is and left standing.
-    Raises ValueError where the processes cannot each have a card.
+    Raises ValueError where the processes cannot each have a card, or were told of different
+    numbers of processes.
     """
-    if not _launched_together() or dist.is_initialized():
+    if not launched_together() or dist.is_initialized():
         yield Processes(device)
         return
     device = _own(device)
-    # a group's store must be fresh: a second run in the same processes would meet the first's
-    # addresses
-    store = dist.PrefixStore(f"gratis-{next(_starts)}", _store())  # type: ignore[attr-defined]
+    patience = timedelta(seconds=patience_seconds)
+    rank, world = rank_and_world()
+    start = next(_starts)
+    # before a second run the first process may still evaluate the one before; what dies meanwhile
+    # is torchrun's to notice
+    longest = patience if start == 0 else BETWEEN_RUNS
+    # a second run in the same processes, or restarted ones, must not meet the first's addresses
+    word = meet(_within(f"gratis-{start}"), rank, world, longest)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=PATIENCE,
+        store=_within(f"gratis-{word}"),
+        rank=rank,
+        world_size=world,
+        timeout=patience,
     )
     try:
         yield Processes(device)
@@ -153,16 +209,14 @@ def joined(device: torch.device) -> Iterator[Processes]:
 _starts = count()
 
 
-def _launched_together() -> bool:
-    """Whether torchrun, or somebody who sets its variables, started more than this process."""
-    started = dist.is_available() and {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
-    return started and int(os.environ["WORLD_SIZE"]) > 1
-
-
 @cache
 def _store() -> Any:
     """Where the processes find each other; once a process, since its port can be had but once."""
-    return next(iter(rendezvous("env://", timeout=PATIENCE)))[0]
+    return next(iter(rendezvous("env://", timeout=timedelta(seconds=PATIENCE_SECONDS))))[0]
+
+
+def _within(prefix: str) -> Any:
+    return dist.PrefixStore(prefix, _store())  # type: ignore[attr-defined]
 
 
 def _own(device: torch.device) -> torch.device:
@@ -200,12 +254,16 @@ class Replica:
     """One process's copy of `model` among `processes.world` equal ones, or the only one.
 
     With a process group, gradients are averaged in the backward of every pass run as
-    `synced(True)`, together with what passes run as `synced(False)` have left before it. All
-    start with the leading process's weights and statistics.
+    `synced(True)`, together with what passes run as `synced(False)` have left before it, in the
+    way of `hook` (see gratis.comm_hooks). All start with the leading process's weights and
+    statistics.
     """
 
-    def __init__(self, model: nn.Module, processes: Processes) -> None:
+    def __init__(
+        self, model: nn.Module, processes: Processes, hook: Exchange | None = None
+    ) -> None:
         self.model = model
+        self.hook = hook or Exchange()
         self._parallel: DistributedDataParallel | None = None
         if processes.world == 1:
             return
@@ -220,6 +278,7 @@ class Replica:
         # statistics are each process's own; Learner.settle joins them where they are looked at.
         # Set afterwards since the argument also leaves them unequal at the start
         self._parallel.broadcast_buffers = False
+        self.hook.attach(self._parallel)
 
     def run(self, compute: Compute) -> Any:
         """compute(model), in a way that lets the backward of its result be synchronised."""

@@ -20,23 +20,25 @@ class DivergedError(ArithmeticError):
 class Journal:
     """Gathers updates on the device and writes them in bunches, those of all processes as one.
 
-    totals: loss sum, right answers and images of the epoch so far; stretch: right answers and
-    images since the last check. Both are part of a checkpoint.
+    totals: loss sum, images, right answers and images with a label of the epoch so far; stretch:
+    right answers and images with a label since the last check. Both are part of a checkpoint.
     """
 
     def __init__(self, writer: LogWriter, processes: Processes) -> None:
         self.writer, self.processes = writer, processes
-        self.totals = [0.0, 0.0, 0.0]
+        self.totals = [0.0, 0.0, 0.0, 0.0]
         self.stretch = [0.0, 0.0]
         self._pending: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []
         self._correct: list[torch.Tensor] = []
+        self._labelled: list[torch.Tensor] = []
 
     def add(self, records: list[dict[str, Any]], metrics: Metrics) -> None:
         """One record an update: update, epoch, learning_rate, spent_passes, images (ours)."""
         self._pending += records
         self._losses += metrics.losses
         self._correct += metrics.correct
+        self._labelled += metrics.labelled
 
     @property
     def empty(self) -> bool:
@@ -54,10 +56,13 @@ class Journal:
         if self.empty:
             return None
         world = self.processes.world
-        ours = [torch.stack(self._losses).double(), torch.stack(self._correct).double()]
-        of_all = self.processes.total(torch.stack(ours))
-        losses, correct = (of_all[0] / world).tolist(), of_all[1].long().tolist()
-        for record, loss, right in zip(self._pending, losses, correct, strict=True):
+        kept = (self._losses, self._correct, self._labelled)
+        ours = torch.stack([torch.stack(numbers).double() for numbers in kept])
+        sums, correct, labelled = self.processes.total(ours).tolist()
+        losses = [loss / world for loss in sums]
+        for record, loss, right, known in zip(
+            self._pending, losses, correct, labelled, strict=True
+        ):
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"the loss became {loss} at update {record['update']} (learning rate "
@@ -66,29 +71,31 @@ class Journal:
                 )
             images = world * record.pop("images")
             self.totals[0] += loss * images
-            self.totals[1] += right
-            self.totals[2] += images
+            self.totals[1] += images
+            self.totals[2] += right
+            self.totals[3] += known
             self.stretch[0] += right
-            self.stretch[1] += images
+            self.stretch[1] += known
             self.writer.write({"kind": "step", **record, "loss": loss, "seconds": seconds})
-        self._pending, self._losses, self._correct = [], [], []
+        self._pending, self._losses, self._correct, self._labelled = [], [], [], []
         self.writer.flush()
         return float(losses[-1])
 
     def end_epoch(self, **position: Any) -> None:
         """The means over the epoch now ending (of the very inputs learned from)."""
-        loss, correct, images = self.totals
+        loss, images, right, known = self.totals
         if images:
-            self.event(
-                "epoch", train_loss=loss / images, train_accuracy=correct / images, **position
-            )
-        self.totals = [0.0, 0.0, 0.0]
+            accuracy = right / known if known else 0.0
+            self.event("epoch", train_loss=loss / images, train_accuracy=accuracy, **position)
+        self.totals = [0.0, 0.0, 0.0, 0.0]
 
     def end_stretch(self) -> float:
-        """The share of inputs learned from that were answered rightly since the last check."""
-        right, images = self.stretch
+        """The share of labelled inputs learned from that were answered rightly since the last
+        check.
+        """
+        right, known = self.stretch
         self.stretch = [0.0, 0.0]
-        return right / images if images else 0.0
+        return right / known if known else 0.0
 
     def event(self, kind: str, **values: Any) -> None:
         self.writer.write({"kind": kind, **values})

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gratis.budget import Meter
+from gratis.comm_hooks import exchange_named
 from gratis.distributed import Processes, Replica
 from gratis.nn.auxbn import equalise_speed, through
+from gratis.nn.batchnorm import PartsStatistics
+from gratis.nn.syncedbn import synced
 from gratis.passes import Batch, Method, Pass, seeded
 from gratis.prober import Prober
 from gratis.tasks import Classification
@@ -25,11 +28,14 @@ PRECISIONS: dict[str, torch.dtype | None] = {
 
 @dataclass
 class Metrics:
-    """One entry an update: loss (the passes' weighed mean), inputs answered as labelled, inputs."""
+    """One entry an update: loss (the passes' weighed mean), inputs answered as labelled, inputs,
+    and how many of them have a label.
+    """
 
     losses: list[Tensor] = field(default_factory=list)
     correct: list[Tensor] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
+    labelled: list[Tensor] = field(default_factory=list)
 
 
 class Learner:
@@ -39,6 +45,7 @@ class Learner:
     optimizer's groups ({"lr": ...}).
     precision: fp32, bf16, or fp16 with loss scaling (CUDA); inputs and their gradients are
     always fp32.  probe_norm: see Prober.  ema: decay of averaged weights, None for none.
+    gradients: how they travel between processes, a name in gratis.comm_hooks.EXCHANGES.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class Learner:
         channels_last: bool = False,
         ema: float | None = None,
         seed: int | None = None,
+        gradients: str = "fp32",
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} is none of {', '.join(PRECISIONS)}")
@@ -73,7 +81,7 @@ class Learner:
         )
         self.forward: Callable[[Tensor], Tensor] = self.model
         self.processes = Processes(self.device)
-        self.replica = Replica(self.model, self.processes)
+        self.replica = Replica(self.model, self.processes, exchange_named(gradients, seed or 0))
         self.seed = seed
         self.averaged = (
             AveragedModel(
@@ -87,6 +95,9 @@ class Learner:
         self.updates = 0
         self.begun = 0
         self._weights = {"main": 0.0, "aux": 0.0}
+        self._parts = 1
+        self._statistics = PartsStatistics()
+        self._everyones = self.processes.everyones if self.processes.world > 1 else None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -105,7 +116,14 @@ class Learner:
         if not any(self._weights.values()):
             self.optimizer.zero_grad(set_to_none=True)
         self._weights[p.norm] += p.weight
-        with self.replica.synced(p.update), through(self.model, p.norm):
+        self._parts = p.parts
+        self.replica.hook.update = self.updates
+        with (
+            self.replica.synced(p.update),
+            through(self.model, p.norm),
+            self._statistics.of(self.model, p.part, p.parts),
+            synced(self.model, self._everyones),
+        ):
             with self._autocast():
                 loss, logits = self.replica.run(lambda model: self._objective(model, p))
             weighed = loss if p.weight == 1.0 else p.weight * loss
@@ -142,6 +160,9 @@ class Learner:
             total = sum(self._weights.values())
             equalise_speed(self.model, *(weight / total for weight in self._weights.values()))
         self._weights = {"main": 0.0, "aux": 0.0}
+        if self._parts > 1:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            torch._foreach_div_(gradients, self._parts)
         if self.schedule is not None:
             for group in self.optimizer.param_groups:
                 group.update(self.schedule(self.updates, self.begun))
@@ -168,6 +189,7 @@ class Learner:
         method.bind(self.model, batch.x)
         losses: list[Tensor] = []
         right: list[Tensor] = []
+        labelled: list[Tensor] = []
         weights, images = 0.0, 0
         with _casts_kept():
             for p in method.passes(batch, self.probe):
@@ -175,6 +197,7 @@ class Learner:
                 if correct is not None:  # else no answers were given: not the task's kind of loss
                     losses.append(p.weight * loss)
                     right.append(correct)
+                    labelled.append(self.task.labelled(p.y))
                     weights += p.weight
                     images += len(p.x)
                 if not p.update:
@@ -182,8 +205,9 @@ class Learner:
                 self.update(equal_speed=method.equal_speed)
                 metrics.losses.append(torch.stack(losses).sum() / weights)
                 metrics.correct.append(torch.stack(right).sum())
+                metrics.labelled.append(torch.stack(labelled).sum())
                 metrics.images.append(images)
-                losses, right, weights, images = [], [], 0.0, 0
+                losses, right, labelled, weights, images = [], [], [], 0.0, 0
                 if len(metrics.losses) == at_most:
                     break
         return metrics
@@ -202,9 +226,11 @@ class Learner:
             batch.x.contiguous(memory_format=self.memory_format),
             batch.y,
             generator,
-            self.processes.rank,
-            self.processes.world,
-            self.processes.gather,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            gather=self.processes.gather,
+            peer=self.processes.rank,
+            peers=self.processes.world,
         )
 
     def settle(self) -> None:
@@ -225,6 +251,10 @@ class Learner:
             "updates": self.updates,
             "begun": self.begun,
             "spent": vars(self.spent).copy(),
+            "gradients": {
+                key: self.processes.gather(value.to(self.device)[None])
+                for key, value in self.replica.hook.state().items()
+            },
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -232,6 +262,10 @@ class Learner:
         self.scaler.load_state_dict(state["scaler"])
         self.updates, self.begun = state["updates"], state["begun"]
         vars(self.spent).update(state["spent"])  # the probe counts into this very object
+        # what other numbers of processes kept, each for itself, is no use to these
+        rank, world = self.processes.rank, self.processes.world
+        kept = {k: v for k, v in state.get("gradients", {}).items() if len(v) == world}
+        self.replica.hook.load_state({k: v[rank].to(self.device) for k, v in kept.items()})
 
     def load_weights(self, state: dict[str, Any]) -> None:
         """Weights, running statistics, averages and optimizer moments; not the position."""

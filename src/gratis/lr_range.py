@@ -19,12 +19,15 @@ from markupsafe import Markup
 
 from gratis.assess import Progress, nowhere
 from gratis.budget import Plan, passes_of
+from gratis.distributed import Processes
 from gratis.figures import Array, Curve, curves_svg
 from gratis.names import spell_method
 from gratis.passes import Batch
+from gratis.pseudo import pseudo_labels
 from gratis.recipe import Recipe
 from gratis.report import environment
 from gratis.setting import build_loader, learner, network, pick_device, training_data
+from gratis.transfer import begin
 
 RESULT, PAGE = "lr_range.json", "lr_range.html"
 FEWEST = 50
@@ -150,9 +153,12 @@ def lr_range(
     found = RateRange(low, high, updates)
     device = pick_device(recipe.engine.device)
     data = training_data(recipe)
-    loader = build_loader(recipe, data.training, device)
+    loader = build_loader(recipe, data.training, device, unlabelled=data.unlabelled)
     method = recipe.build_method()
     model = network(recipe, data.training).to(device)
+    begin(recipe, model, len(data.training.classes))
+    if (pseudo := pseudo_labels(recipe, loader, Processes(device))) is not None:
+        loader.label(pseudo["labels"])
     method.bind(model, loader.images.pixels(slice(1)))
     engine = learner(recipe, model, Plan(updates, 0))
     engine.schedule = lambda update, _: {"lr": found.rate(update)}

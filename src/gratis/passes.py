@@ -7,7 +7,7 @@ the trainer here and a loop of the user's own.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,7 +31,8 @@ class Batch:
     generator: where randomness comes from; None for torch's global one. With a generator seeded
     by (seed, update) every draw is a function of seed, update and place in the global batch.
     rank, world: these images are part `rank` of `world` equal parts of a global batch.
-    gather: a part -> the whole [world B, ...], in order of rank; only called where world > 1.
+    gather: a tensor [B, ...] -> [peers B, ...], those of all processes that learn a part at the
+    same time, in order of rank; only called where peers > 1.  peer: our place among them.
     """
 
     x: Tensor
@@ -40,31 +41,68 @@ class Batch:
     rank: int = 0
     world: int = 1
     gather: Callable[[Tensor], Tensor] = _own
+    peer: int = 0
+    peers: int = 1
+    _wholes: "list[Any] | None" = None
+    _taken: int = 0
 
     def draw(self, like: Tensor, sample: Callable[[Tensor, torch.Generator | None], Tensor]) -> Any:
         """What `sample` draws for `like` [n, ...], our part of the [world n, ...] drawn in all."""
         if self.world == 1:
             return sample(like, self.generator)
         layout = torch.channels_last if _is_channels_last(like) else torch.contiguous_format
-        whole = torch.empty(
-            len(like) * self.world,
-            *like.shape[1:],
-            dtype=like.dtype,
-            device=like.device,
-            memory_format=layout,
-        )
-        return self._part(sample(whole, self.generator), len(like))
+
+        def whole() -> Tensor:
+            shape = (len(like) * self.world, *like.shape[1:])
+            empty = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+            return sample(empty, self.generator)
+
+        return _part(self.alike(whole), self.rank, len(like))
 
     def shuffled(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        """The tensors [n, ...], permuted alike over the whole [world n, ...]; ours of each."""
+        """The tensors [n, ...], permuted alike over all peers' [peers n, ...]; ours of each."""
         count = len(parts[0])
-        device = parts[0].device
-        order = torch.randperm(count * self.world, generator=self.generator, device=device)
-        mine = self._part(order, count)
-        return tuple((self.gather(part) if self.world > 1 else part)[mine] for part in parts)
 
-    def _part(self, whole: Tensor, count: int) -> Tensor:
-        return whole[self.rank * count : (self.rank + 1) * count]
+        def permutation() -> Tensor:
+            return torch.randperm(
+                count * self.peers, generator=self.generator, device=parts[0].device
+            )
+
+        mine = _part(self.alike(permutation), self.peer, count)
+        return tuple((self.gather(part) if self.peers > 1 else part)[mine] for part in parts)
+
+    def alike(self, draw: Callable[[], Any]) -> Any:
+        """What `draw` draws from the generator, once for all the parts that `split` made."""
+        if self._wholes is None:
+            return draw()
+        if self._taken == len(self._wholes):
+            self._wholes.append(draw())
+        self._taken += 1
+        return self._wholes[self._taken - 1]
+
+    def split(self, count: int) -> "list[Batch]":
+        """`count` equal consecutive parts, each a part of the global batch in its own right.
+
+        They must draw the same things in the same order; what one draws the others take theirs of.
+        """
+        wholes: list[Any] = []
+        return [
+            replace(
+                self,
+                x=x,
+                y=y,
+                rank=self.rank * count + place,
+                world=self.world * count,
+                _wholes=wholes,
+            )
+            for place, (x, y) in enumerate(
+                zip(self.x.tensor_split(count), self.y.tensor_split(count), strict=True)
+            )
+        ]
+
+
+def _part(whole: Tensor, rank: int, count: int) -> Tensor:
+    return whole[rank * count : (rank + 1) * count]
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -83,6 +121,8 @@ class Pass:
     update: whether an optimizer step follows; without, the gradients add up to the next pass's.
     loss: in place of the task's; it may run the model on more than x, and then states in `extra`
     the thirds of a pass that this costs beyond one pass of each image in x.
+    part, parts: the pass is number `part` of `parts` like it, on equal parts of one batch: what
+    they leave in gradients and running statistics is averaged.
     """
 
     x: Tensor
@@ -92,6 +132,8 @@ class Pass:
     update: bool = True
     loss: Objective | None = None
     extra: int = 0
+    part: int = 0
+    parts: int = 1
 
     def input_grad(self) -> Tensor:
         """The gradient that the backward pass left at x, [B, C, H, W]; RuntimeError if none."""
@@ -146,6 +188,11 @@ class Method(ABC):
     def loss_scaling(self) -> bool:
         """Whether the method stands gradients that a loss scaler (fp16) has multiplied."""
         return True
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether images without labels (tasks.NO_LABEL) may be among a batch's."""
+        return False
 
     def bind(self, model: nn.Module, x: Tensor) -> None:  # noqa: B027
         """Look at the network once, before the first batch and before costs are asked for.

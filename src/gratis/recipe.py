@@ -26,6 +26,7 @@ from gratis.sections import (
     Model,
     Optimizer,
     Schedule,
+    Task,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Recipe:
     optimizer: Optimizer
     budget: Budget
     schedule: Schedule = field(default_factory=Schedule)
+    task: Task = field(default_factory=Task)
     engine: Engine = field(default_factory=Engine)
     check: Check = field(default_factory=Check)
     guard: Guard = field(default_factory=Guard)

@@ -11,6 +11,7 @@
     unfinished/          an evaluation that was interrupted, batch by batch
     verify/              verdicts of exact verification, and their summary for each radius
     report.html
+    .launch              which start of torchrun's processes writes here, where several do
 
 Nothing here imports torch at module level: the report and the listings read runs without it.
 """
@@ -41,6 +42,7 @@ VIEWS = "views.npz"
 ADVERSARIAL = "adversarial"
 UNFINISHED = "unfinished"
 REPORT = "report.html"
+LOCK, LAUNCH = ".lock", ".launch"
 
 
 class RunInUseError(ValueError):
@@ -55,22 +57,24 @@ class Run:
 
     @classmethod
     @contextmanager
-    def writing(cls, path: str | Path, recipe: Record, *, resume: bool) -> "Iterator[Run]":
+    def writing(
+        cls, path: str | Path, recipe: Record, *, resume: bool, launch: str | None = None
+    ) -> "Iterator[Run]":
         """Hold directory `path` for a run of `recipe` (plain YAML types), made if need be.
+
+        launch: what `began` will know this start by.
 
         Raises ValueError where `path` already holds anything, unless `resume` is given and it
         holds a run of the same recipe: a run is never overwritten. RunInUseError while another
         process holds it.
         """
         run = cls(Path(path))
-        if resume and not run.path.is_dir():
-            raise ValueError(f"nothing to resume: there is no directory {path}")
-        if not resume:
-            run._require_empty()
+        run.require_free(resume=resume)
         (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         with run.locked():
-            if not resume:
-                run._require_empty()  # another process may have been faster
+            run.require_free(resume=resume)  # another process may have been faster
+            if launch is not None:
+                write_atomically(run.path / LAUNCH, launch.encode())
             if (run.path / RECIPE).exists():
                 run._require_same(recipe)
             else:
@@ -78,7 +82,17 @@ class Run:
                 write_atomically(run.path / RECIPE, content.encode())
             yield run
 
-    def _require_empty(self) -> None:
+    def began(self, launch: str | None) -> bool:
+        """Whether the start that `launch` stands for wrote here: its restart may go on."""
+        known = self.path / LAUNCH
+        return launch is not None and known.is_file() and known.read_text() == launch
+
+    def require_free(self, *, resume: bool) -> None:
+        """ValueError where a run may not be written: to resume, or to begin."""
+        if resume:
+            if not self.path.is_dir():
+                raise ValueError(f"nothing to resume: there is no directory {self.path}")
+            return
         if self.path.exists() and (not self.path.is_dir() or self._occupied()):
             raise ValueError(
                 f"{self.path} exists and is not empty; a run directory is never overwritten: "
@@ -90,7 +104,7 @@ class Run:
         checkpoints = self.path / "checkpoints"
         if checkpoints.is_dir() and any(checkpoints.iterdir()):
             return True
-        return any(p.name not in (".lock", "checkpoints") for p in self.path.iterdir())
+        return any(p.name not in (LOCK, LAUNCH, "checkpoints") for p in self.path.iterdir())
 
     def _require_same(self, recipe: Record) -> None:
         if different := sorted(_differences(self.recipe, recipe)):
@@ -110,7 +124,7 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory against other writers; a killed process lets go of it by itself."""
-        with (self.path / ".lock").open("w") as file:
+        with (self.path / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

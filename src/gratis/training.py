@@ -12,10 +12,20 @@ from gratis.budget import Meter, passes_of
 from gratis.compiling import choose
 from gratis.guard import Outcome, watchers
 from gratis.journal import Journal
+from gratis.methods.in_parts import InParts
 from gratis.passes import Batch
+from gratis.pseudo import pseudo_labels
 from gratis.recipe import Recipe
 from gratis.run import Run
-from gratis.setting import TrainingData, build_loader, learner, network, planned
+from gratis.setting import (
+    TrainingData,
+    build_loader,
+    learner,
+    network,
+    parts_of_batch,
+    planned,
+)
+from gratis.transfer import begin
 
 
 class Training:
@@ -31,20 +41,27 @@ class Training:
     ) -> None:
         self.recipe, self.directory, self.journal = recipe, directory, journal
         processes = self.processes = journal.processes
+        saved, warnings = directory.load_checkpoint() if directory.has_checkpoint else (None, [])
+        self.parts = parts_of_batch(recipe, processes.world, saved["parts"] if saved else None)
+        shares = self.parts // processes.world
         self.progress = progress if processes.leads else nowhere
         device = processes.device
         self.images = len(data.training)
-        self.method = recipe.build_method()
+        self.method = recipe.build_method() if shares == 1 else InParts(recipe.build_method, shares)
         self.loader = build_loader(
             recipe,
             data.training,
             device,
-            take=lambda size: processes.rows(self.method.parts(size // processes.world)),
-            world=processes.world,
+            take=lambda size: processes.rows(
+                self.method.parts(size // processes.world), shares=shares
+            ),
+            world=self.parts,
+            unlabelled=data.unlabelled,
         )
         model = network(recipe, data.training).to(device)
+        self._bring_in(saved, model)
         self.method.bind(model, self.loader.images.pixels(slice(1)))
-        self.plan = planned(recipe, self.loader, self.method)
+        self.plan = planned(recipe, self.loader, self.method, processes.world)
         self.learner = learner(recipe, model, self.plan)
         self.checker, self.recovery, self.early_stop = watchers(recipe, data.held_out.to(device))
         self.checked = Meter()
@@ -52,7 +69,7 @@ class Training:
         self.epoch = self.batch = 0
         self.seconds = 0.0
         self.stopped = self.done = False
-        self._take_up(data.skipped)
+        self._take_up(saved, warnings, data.skipped)
         self._check_together()
         choose(
             recipe.engine.compile,
@@ -181,6 +198,10 @@ class Training:
             "seconds": self.seconds,
         }
 
+    @property
+    def _spent(self) -> dict[str, int]:
+        return vars(self.learner.spent)
+
     def _passes(self, thirds: int) -> float:
         """What all processes have spent where each has spent `thirds`, per training image."""
         return passes_of(self.processes.world * thirds, self.images)
@@ -210,7 +231,10 @@ class Training:
 
     def _state(self) -> dict[str, Any]:
         state = self.learner.state() | {
-            "world": self.processes.world,
+            "parts": self.parts,
+            "spent": {key: self.processes.world * count for key, count in self._spent.items()},
+            "start": self.start,
+            "pseudo": self.pseudo,
             "method": {k: self.processes.gather(v) for k, v in self.method.state().items()},
             "recovery": self.recovery.state() if self.recovery else None,
             "early_stop": self.early_stop.state() if self.early_stop else None,
@@ -238,27 +262,39 @@ class Training:
             state["random_cuda"] = torch.cuda.get_rng_state(self.learner.device)
         return state
 
-    def _take_up(self, skipped: tuple[str, ...]) -> None:
-        """Go on from the last checkpoint, if there is one."""
-        if not self.directory.has_checkpoint:
+    def _bring_in(self, saved: dict[str, Any] | None, model: nn.Module) -> None:
+        """Weights to start from and pseudo-labels: taken from other runs once, then kept."""
+        if saved is None:
+            self.start = begin(self.recipe, model, len(self.loader.images.classes))
+            self.pseudo = pseudo_labels(self.recipe, self.loader, self.processes)
+        else:
+            self.start, self.pseudo = saved["start"], saved["pseudo"]
+        if self.pseudo is not None:
+            self.loader.label(self.pseudo["labels"])
+
+    def _take_up(
+        self, state: dict[str, Any] | None, warnings: list[str], skipped: tuple[str, ...]
+    ) -> None:
+        """Go on from the last checkpoint `state`, if there is one."""
+        processes, device = self.processes, self.learner.device
+        if state is None:
             if self.directory.log():
-                self.journal.event("resumed", update=0)
+                self._note_resumed()
             if self.recovery is not None:
                 self.recovery.begin(self.learner)
+            if self.start is not None:
+                self.journal.event("start", update=0, **self.start)
+            if self.pseudo is not None:
+                self.journal.event("pseudo-labels", update=0, **self.pseudo["record"])
             for name in skipped:
                 self.journal.event("warning", message=f"not readable as an image, skipped: {name}")
             return
-        state, warnings = self.directory.load_checkpoint()
-        processes, device = self.processes, self.learner.device
         self.directory.set_aside_damaged()
         for message in warnings:
             self.journal.event("warning", message=message, update=state["updates"])
-        if (world := state.get("world", 1)) != processes.world:
-            raise ValueError(
-                f"{self.directory.path} holds a run of {world} processes, and these are "
-                f"{processes.world}: go on with {world}"
-            )
-        self.learner.load_state(state)
+        # the processes that spent it may have been more or fewer
+        spent = {key: count // processes.world for key, count in state["spent"].items()}
+        self.learner.load_state(state | {"spent": spent})
         if self.recovery is not None:
             self.recovery.load_state(state["recovery"])
             self.method = self.recovery.again(self.method)
@@ -274,7 +310,17 @@ class Training:
         self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
         self.journal.totals, self.journal.stretch = state["totals"], state["stretch"]
         self.stopped, self.done = state["stopped"], state["done"]
-        self.journal.event("resumed", update=self.learner.updates)
+        self._note_resumed()
+
+    def _note_resumed(self) -> None:
+        """Log where the run goes on, with how many processes, and what it does over again."""
+        logged = [r["update"] for r in self.directory.log() if r["kind"] == "step"]
+        self.journal.event(
+            "resumed",
+            update=self.learner.updates,
+            lost_updates=max(0, max(logged, default=0) - self.learner.updates),
+            processes=self.processes.world,
+        )
 
     def _check_together(self) -> None:
         """ValueError where processes would go on from different checkpoints."""

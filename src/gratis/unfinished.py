@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from gratis.checkpoint import DamagedCheckpointError, load_state, save_state
 from gratis.evaluate.answered import Answered
+
+PAUSE_SECONDS = 0.2
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -50,6 +53,16 @@ class Unfinished:
         fresh = self._file(place).with_suffix(".tmp")
         save_state(fresh, answered.plain())
         fresh.replace(self._file(place))
+
+    def wait_for(self, places: int, patience_seconds: float) -> None:
+        """Until so many pools are answered, by other processes too, or nothing happens any more."""
+        missing, since = set(range(places)), time.monotonic()
+        while missing and time.monotonic() - since < patience_seconds:
+            left = {place for place in missing if not self._file(place).exists()}
+            if left == missing:
+                time.sleep(PAUSE_SECONDS)
+            else:
+                missing, since = left, time.monotonic()
 
     def done(self) -> None:
         """Every answer is kept elsewhere now."""

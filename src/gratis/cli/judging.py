@@ -5,8 +5,9 @@ import argparse
 from gratis import recipe as recipes
 from gratis import terminal
 from gratis.cli.paths import refuse_taken, run_and_checkpoint, runs_at, write_page
+from gratis.launched import rank_and_world
 from gratis.names import parse_attack
-from gratis.run import REPORT, VIEWS, Run
+from gratis.run import REPORT, VIEWS, Run, WatchedRun
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -34,8 +35,12 @@ def evaluate(options: argparse.Namespace) -> int:
         surrogate=Run.open(options.surrogate) if options.surrogate else None,
         keep_points=options.save_adversarial,
     )
+    rank, world = rank_and_world()
+    if rank:  # of torchrun's processes the first one shows and reports
+        evaluate_run(WatchedRun(run.path), asked, share=(rank, world))
+        return 0
     with run.locked(), terminal.bar(run.path.name) as progress:
-        evaluate_run(run, asked, progress)
+        evaluate_run(run, asked, progress, share=(rank, world))
     terminal.table([run])
     write_page([run], run.path / REPORT)
     return 0
@@ -128,6 +133,11 @@ def _evaluated(options: argparse.Namespace) -> tuple[Run, str | None]:
             "evaluated on, --out DIR where the outcome is kept"
         )
     refuse_taken(options.out, False, f"evaluate it again as gratis evaluate {options.out}")
+    if rank_and_world()[1] > 1:
+        raise ValueError(
+            f"{given} is a model of your own, which one process puts into a directory: evaluate "
+            f"it without torchrun once, then torchrun ... -m gratis evaluate {options.out}"
+        )
     from gratis.given import adopt
 
     values = recipes.override(recipes.read(options.data), options.set)

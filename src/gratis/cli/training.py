@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gratis import recipe as recipes
 from gratis import terminal
 from gratis.cli.paths import refuse_taken, write_page
+from gratis.launched import launch
 from gratis.names import parse_method
 from gratis.run import REPORT, Run, WatchedRun
 
@@ -18,7 +19,8 @@ def train(options: argparse.Namespace) -> int:
     """Train as a recipe says, evaluate, write the report."""
     values = recipes.override(recipes.read(options.recipe), options.set)
     out = Path(options.out or Path("runs") / str(values["name"]))
-    refuse_taken(out, options.resume)
+    if launch() is None:  # torchrun may have restarted us: then the first process decides
+        refuse_taken(out, options.resume)
     run = _train(values, out, options)
     if isinstance(run, WatchedRun):
         return 0  # of torchrun's processes the first one shows and reports
@@ -36,11 +38,14 @@ def compare(options: argparse.Namespace) -> int:
     for name in methods:
         values = {**base, "method": recipes.with_method(base["method"], name)}
         planned.append((values, options.out / name))
-    refuse_taken(options.out, options.resume)
+    if launch() is None:
+        refuse_taken(options.out, options.resume)
     runs = []
     for values, out in planned:
         resume = options.resume and out.exists()
         runs.append(_train(values, out, options, resume=resume, label=out.name))
+    if isinstance(runs[-1], WatchedRun):
+        return 0
     terminal.table(runs)
     write_page(runs, options.out / REPORT)
     return 0
@@ -93,9 +98,11 @@ def reproduce(options: argparse.Namespace) -> int:
         record, done = reproduce(
             table, options.scale, out, rows=rows, given=given, bar=terminal.bar
         )
+        all_done = all_done and done
+        if not record:
+            continue  # of torchrun's processes the first one shows and reports
         show(record)
         print(f"written: {out}/table.html, table.md, table.json\n")
-        all_done = all_done and done
     return 0 if all_done else 1
 
 

@@ -18,6 +18,12 @@ from gratis.tasks import Classification
 
 Progress = Callable[[int], None]
 
+
+def always(place: int) -> bool:
+    """Every pool's turn."""
+    return True
+
+
 BATCHES_IN_A_POOL = 4
 """Batches of the loader that are attacked together: what survives of them fills batches again.
 More keep batches fuller; but a pool is also what an interrupted evaluation loses."""
@@ -72,6 +78,7 @@ def robust_accuracy(
     examples: int = 0,
     points: bool = False,
     outcomes: Outcomes | None = None,
+    turn: Callable[[int], bool] = always,
     progress: Progress | None = None,
 ) -> Robustness:
     """Evaluate `model` (images in the ball's range -> logits [B, K]) in eval mode and fp32.
@@ -87,6 +94,8 @@ def robust_accuracy(
     attacks before have left, which costs less and is all that `robust` needs.
     examples: how many images to keep for pictures.  points: keep every adversarial point.
     outcomes: where pools already answered are kept; the same loader and arguments are needed.
+    turn: whether pool number k is to be answered; the others are left out, as for processes that
+    share the pools.
     progress: called with images done so far, among them a share of those being attacked.
     """
 
@@ -106,6 +115,9 @@ def robust_accuracy(
             keys = [
                 _key(seed, image, int(label), duplicates) for image, label in zip(x, y, strict=True)
             ]
+            if not turn(place):
+                done += len(x)
+                continue
             answered = outcomes.get(place) if outcomes else None
             if answered is None:
                 attacked = Attacked(
@@ -126,6 +138,11 @@ def robust_accuracy(
     if not answers:
         raise ValueError("no images to evaluate: the loader was empty")
     return _together(tuple(attacks), answers, kept, points)
+
+
+def pools_of(images: int, batch_size: int) -> int:
+    """How many pools so many images make."""
+    return -(-images // (BATCHES_IN_A_POOL * batch_size))
 
 
 def _pools(

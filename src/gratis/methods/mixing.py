@@ -19,7 +19,9 @@ def mixed(batch: Batch, x: Tensor, y: Tensor, kind: Mix, alpha: float) -> tuple[
     section 2); "cutmix" pastes a rectangle of the other image (Yun 2019, equation 2), the share
     being what is left of the first by area.
     """
-    seed = int(torch.randint(2**62, (), generator=batch.generator, device=x.device))
+    seed = int(
+        batch.alike(lambda: torch.randint(2**62, (), generator=batch.generator, device=x.device))
+    )
     random = np.random.default_rng(seed)
     share = float(random.beta(alpha, alpha))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)

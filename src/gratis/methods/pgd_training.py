@@ -40,6 +40,8 @@ class PGDTraining(Method):
         the objective of AdvProp and, but for a factor 2 in the rate, of DAT.
     norm: the norms that adversarial images go through, when attacked and when learned from.
     targeted: climb towards a label drawn at random for each image, its own not excluded.
+    shuffle: permute the adversarial images among processes before they are learned from, so that
+        they do not meet the batch statistics that their perturbations were made with.
     Sources: Madry 2018, section 2.1; Wong 2020, algorithm 1 (PGD) and 3 (FGSM).
     """
 
@@ -54,6 +56,7 @@ class PGDTraining(Method):
     clean: float = 0.0
     norm: Branch = "main"
     targeted: bool = False
+    shuffle: bool = False
     _carried: Carried = field(default_factory=Carried, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +104,10 @@ class PGDTraining(Method):
             self._carried.keep(delta)
         if self.clean:
             yield Pass(x, y, weight=self.clean, update=False)
-        yield Pass(self.ball.place(x, delta), y, weight=1 - self.clean, norm=self.norm)
+        point = self.ball.place(x, delta)
+        if self.shuffle:
+            point, y = batch.shuffled(point, y)
+        yield Pass(point, y, weight=1 - self.clean, norm=self.norm)
 
     def _climbed(self, batch: Batch) -> Loss | None:
         if self.targeted:

@@ -12,6 +12,7 @@ from gratis.balls import Ball
 from gratis.budget import FORWARD, PASS, PROBE
 from gratis.losses import cross_entropy
 from gratis.passes import Batch, Method, Pass, Probe
+from gratis.tasks import NO_LABEL
 
 NOISE = 0.001
 """Standard deviation of the start, in pixels: at the image itself the divergence has no slope."""
@@ -24,6 +25,10 @@ class Trades(Method):
     ball: the threat model.  steps: K.
     step_size: pixel units; None takes eps / 4 (0.007 at 0.031 in the paper).
     beta: 6 for CIFAR-10, 1 for MNIST in the paper.
+    Images without a label (tasks.NO_LABEL) take part in the divergence, which needs none: the
+    robust consistency of Carmon 2019 and the UAT-OT of Uesato 2019. The cross entropy is then
+    the mean over the labelled images, the divergence that over all; of several processes each
+    takes the mean over its own labelled images, which are equally many to within one.
     Costs 7/3 + 2K/3 passes: the clean answers once, K probes, a pass at x and one at x'.
     Source: Zhang 2019, equation 5 and algorithm 1; released trades.py.
     Differs from the code: the clean answers are computed once, not at every step; the attack
@@ -51,6 +56,10 @@ class Trades(Method):
     def own_loop(self) -> bool:
         return False
 
+    @property
+    def unlabelled(self) -> bool:
+        return True
+
     def passes(self, batch: Batch, probe: Probe) -> Iterator[Pass]:
         x, y = batch.x, batch.y
         # cross entropy against the clean answers differs from the divergence by a constant
@@ -69,12 +78,20 @@ class Trades(Method):
             divergence = F.kl_div(
                 there.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True
             )
-            return F.cross_entropy(clean, y) + self.beta * divergence, there
+            return _on_labelled(clean, y) + self.beta * divergence, there
 
         yield Pass(self.ball.place(x, delta), y, loss=loss, extra=PASS * len(x))
 
     def update_thirds(self, images: int) -> tuple[int, ...]:
         return ((FORWARD + PROBE * self.steps + 2 * PASS) * images,)
+
+
+def _on_labelled(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross entropy over the images that have a label; 0 where none has."""
+    if y.dim() == 2:
+        return F.cross_entropy(logits, y)
+    total = F.cross_entropy(logits, y, ignore_index=NO_LABEL, reduction="sum")
+    return total / (y != NO_LABEL).sum().clamp(min=1)
 
 
 def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:

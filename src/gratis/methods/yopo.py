@@ -92,6 +92,11 @@ class Yopo(Method):
         with as_evaluated(), torch.no_grad(), FlopCounterMode(display=False) as alone:
             up_to(model, layer, x[:1])
         self.share = alone.get_total_flops() / max(1, counter.get_total_flops())
+        if not all(parameter.requires_grad for parameter in layer.parameters()):
+            raise ValueError(
+                "the first layer is frozen, and yopo learns its weights from gradients of its own; "
+                "leave it out of model.freeze, or train by another method"
+            )
         self._model, self._layer = model, layer
 
     def _chosen(self, model: nn.Module, ran: list[nn.Module]) -> nn.Module:

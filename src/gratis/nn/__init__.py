@@ -16,6 +16,7 @@ from gratis.nn.normalize import Normalize, PerImageStandardize
 from gratis.nn.resnet import PreActResNet18, WideResNet32x10
 from gratis.nn.resnet9 import ResNet9
 from gratis.nn.small import mnist_net, small_conv
+from gratis.nn.syncedbn import sync_norms
 
 __all__ = [
     "MODELS",
@@ -32,6 +33,7 @@ __all__ = [
     "parameters_by_decay",
     "set_momentum",
     "small_conv",
+    "sync_norms",
     "untracked_statistics",
 ]
 

@@ -6,7 +6,7 @@ statistics. At test time only the main norms are used.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ class BranchedNorm(nn.Module):
     main_groups, aux_groups: in train mode the batch is cut into so many consecutive parts, each
     normalised by its own statistics, as so many devices would; the running statistics take the
     mean of what the parts would have made of them.
+    synced: whether `nn.syncedbn` may put `normalise` in the place of all that.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -33,9 +34,15 @@ class BranchedNorm(nn.Module):
         self.aux_norm: _BatchNorm | None = None
         self.branch: Branch = "main"
         self.main_groups = self.aux_groups = 1
+        self.synced = False
+        self.normalise: Callable[[_BatchNorm, Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, ...] -> the same shape."""
+        if self.normalise is not None and self.training:
+            norm = self.aux_norm if self.branch == "aux" else self.main_norm
+            assert norm is not None
+            return self.normalise(norm, x)
         if self.branch == "aux":
             assert self.aux_norm is not None
             return _in_groups(self.aux_norm, x, self.aux_groups)
@@ -118,16 +125,18 @@ def drop_aux(trained: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     state = trained.state_dict() if isinstance(trained, nn.Module) else trained
     if isinstance(trained, nn.Module) and not branched(trained):
         return dict(state)
-    plain = {}
-    for key, value in state.items():
-        parts = key.split(".")
-        # the last one: a network may have norms of its own that are called so
-        place = max((i for i, part in enumerate(parts) if part in (MAIN, AUX)), default=None)
-        if place is None:
-            plain[key] = value
-        elif parts[place] == MAIN:
-            plain[".".join(parts[:place] + parts[place + 1 :])] = value
-    return plain
+    named = [(*plain_name(key), value) for key, value in state.items()]
+    return {name: value for name, branch, value in named if branch != AUX}
+
+
+def plain_name(name: str) -> tuple[str, str | None]:
+    """(what a tensor is called in the plain network; MAIN, AUX, or None for a shared one)."""
+    parts = name.split(".")
+    # the last one: a network may have norms of its own that are called so
+    place = max((i for i, part in enumerate(parts) if part in (MAIN, AUX)), default=None)
+    if place is None:
+        return name, None
+    return ".".join(parts[:place] + parts[place + 1 :]), parts[place]
 
 
 @contextmanager

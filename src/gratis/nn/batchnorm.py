@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -23,6 +24,35 @@ def untracked_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for module in tracking:
             module.track_running_stats = True
+
+
+class PartsStatistics:
+    """Running statistics while equal parts of one batch go through a network one by one.
+
+    Together the parts move them as one batch does whose parts are normalised each by itself: to
+    the mean of what the parts, each from where the statistics stood, would have made of them.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[Tensor] = []
+        self._sums: list[Tensor] = []
+
+    @contextmanager
+    def of(self, model: nn.Module, part: int, parts: int) -> Iterator[None]:
+        """Around forward and backward of part number `part` of `parts`."""
+        if parts == 1:
+            yield
+            return
+        norms = (m for m in _batchnorms(model) if m.track_running_stats)
+        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        if part == 0:
+            self._before = [buffer.clone() for buffer in statistics]
+            # in double precision, where the mean of equal numbers is that very number
+            self._sums = [torch.zeros_like(buffer, dtype=torch.float64) for buffer in statistics]
+        yield
+        for buffer, before, total in zip(statistics, self._before, self._sums, strict=True):
+            total += buffer
+            buffer.copy_(total / parts if part == parts - 1 else before)
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:

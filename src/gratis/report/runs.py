@@ -90,7 +90,7 @@ class RunView:
     @property
     def events(self) -> list[Record]:
         later = [{"kind": "warning", "message": message} for message in self.warnings]
-        return self._records("guard", "resumed", "warning") + later
+        return self._records("start", "pseudo-labels", "guard", "resumed", "warning") + later
 
     @property
     def last_check(self) -> Record | None:
