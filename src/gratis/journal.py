@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from gratis.distributed import Processes
+from gratis.files import LogWriter
 from gratis.learner import Metrics
-from gratis.run import LogWriter
 
 FLUSH_UPDATES = 20
 """Losses are read from the device this often: each reading waits for it."""

@@ -23,13 +23,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy.typing as npt
 import yaml
 
 from gratis.checkpoint import DamagedCheckpointError, is_whole, load_state, save_state
-from gratis.files import read_npz, write_atomically, write_npz
+from gratis.files import LogWriter, read_npz, write_atomically, write_npz
 
 Record = dict[str, Any]
 
@@ -166,7 +166,7 @@ class Run:
             records.append(record)
         return records
 
-    def log_writer(self) -> "LogWriter":
+    def log_writer(self) -> LogWriter:
         return LogWriter(self.path / LOG)
 
     # --- results
@@ -266,7 +266,7 @@ class WatchedRun(Run):
     It reads what is there and leaves everything as it is.
     """
 
-    def log_writer(self) -> "LogWriter":
+    def log_writer(self) -> LogWriter:
         return LogWriter(Path(os.devnull))
 
     def save_checkpoint(self, name: str, state: Record) -> None:
@@ -274,25 +274,6 @@ class WatchedRun(Run):
 
     def set_aside_damaged(self) -> None:
         """Left to the process that writes."""
-
-
-class LogWriter:
-    """Appends records to log.jsonl, one whole line a write."""
-
-    def __init__(self, path: Path) -> None:
-        torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-        self._file: IO[bytes] = path.open("ab")
-        if torn:
-            self._file.write(b"\n")
-
-    def write(self, record: Record) -> None:
-        self._file.write((json.dumps(record) + "\n").encode())
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:

@@ -57,7 +57,9 @@ def convert(hint: Any, value: Any, where: str, makers: Makers | None = None) -> 
         return _convert_union(hint, value, where, makers)
     if origin is Literal:
         if value is False and "off" in get_args(hint):
-            return "off"  # YAML reads a bare off as false
+            return "off"  # YAML reads a bare off as false ...
+        if value is True and "on" in get_args(hint):
+            return "on"  # ... and on as true
         if value in get_args(hint):
             return value
         raise ValueError(

@@ -98,9 +98,9 @@ def reproduce(options: argparse.Namespace) -> int:
         record, done = reproduce(
             table, options.scale, out, rows=rows, given=given, bar=terminal.bar
         )
-        all_done = all_done and done
         if not record:
-            continue  # of torchrun's processes the first one shows and reports
+            continue  # of torchrun's processes the first one shows, and says whether all went well
+        all_done = all_done and done
         show(record)
         print(f"written: {out}/table.html, table.md, table.json\n")
     return 0 if all_done else 1

@@ -28,6 +28,7 @@ UNREADABLE = (
     struct.error,
     Image.DecompressionBombError,
 )
+SMALL_PIXELS = 128 * 128
 MOST_SKIPPED = 0.1  # the share of unreadable files beyond which the folder itself must be wrong
 
 
@@ -62,10 +63,11 @@ def load_folder(root: Path, split: str, image_size: int | None) -> Images:
     _check_no_class_empty(directory, classes, labels)
 
     errors: dict[Path, str] = {}
+    small: dict[Path, npt.NDArray[np.uint8]] = {}
     # Large images decode in parallel (Pillow lets go of the lock); handing small ones over in
     # chunks keeps the threads from costing more than they bring.
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        read = pool.map(lambda path: _header(path, errors), paths, chunksize=64)
+        read = pool.map(lambda path: _header(path, errors, small), paths, chunksize=64)
         headers = dict(zip(paths, read, strict=True))
         _check_skipped(directory, errors, len(paths))
         known = {path: header for path, header in headers.items() if header is not None}
@@ -74,6 +76,10 @@ def load_folder(root: Path, split: str, image_size: int | None) -> Images:
         x = np.zeros((len(paths), 1 if grey else 3, height, width), dtype=np.uint8)
 
         def decode(i: int) -> None:
+            found = small.get(paths[i])
+            if found is not None and found.shape[1:] == x.shape[2:]:
+                x[i] = found  # a grey one into all three channels, if others have colours
+                return
             try:
                 with Image.open(paths[i]) as image:
                     x[i] = to_array(image, grey, image_size)
@@ -173,10 +179,18 @@ def _check_skipped(directory: Path, errors: dict[Path, str], count: int) -> None
         )
 
 
-def _header(path: Path, errors: dict[Path, str]) -> _Header | None:
+def _header(
+    path: Path, errors: dict[Path, str], small: dict[Path, npt.NDArray[np.uint8]]
+) -> _Header | None:
+    """Size and kind of an image, read no further; a small one is decoded at once, into `small`:
+    to open it again would take as long.
+    """
     try:
-        with Image.open(path) as image:  # reads no further than the header
-            return _Header(*image.size, is_grey(image))
+        with Image.open(path) as image:
+            header = _Header(*image.size, is_grey(image))
+            if header.width * header.height <= SMALL_PIXELS:
+                small[path] = to_array(image, header.grey, None)
+            return header
     except UNREADABLE as error:
         errors[path] = str(error)
         return None

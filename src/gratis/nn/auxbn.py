@@ -39,14 +39,12 @@ class BranchedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C, ...] -> the same shape."""
-        if self.normalise is not None and self.training:
-            norm = self.aux_norm if self.branch == "aux" else self.main_norm
-            assert norm is not None
+        aux = self.branch == "aux"
+        norm = self.aux_norm if aux else self.main_norm
+        assert norm is not None
+        if self.normalise is not None and norm.training:
             return self.normalise(norm, x)
-        if self.branch == "aux":
-            assert self.aux_norm is not None
-            return _in_groups(self.aux_norm, x, self.aux_groups)
-        return _in_groups(self.main_norm, x, self.main_groups)
+        return _in_groups(norm, x, self.aux_groups if aux else self.main_groups)
 
     def __getattr__(self, name: str) -> Any:
         """What a network asks of its norm besides the forward (weight, num_features, ...)."""

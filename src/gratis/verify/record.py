@@ -22,10 +22,10 @@ from gratis.assess import Progress, nowhere, trained
 from gratis.balls import Linf
 from gratis.data import Images
 from gratis.evaluate import clopper_pearson
-from gratis.files import write_atomically
+from gratis.files import LogWriter, write_atomically
 from gratis.names import spell
 from gratis.recipe import from_plain
-from gratis.run import LogWriter, Record, Run
+from gratis.run import Record, Run
 from gratis.setting import load_split, pick_device
 from gratis.verify.check import crossed
 from gratis.verify.image import RUNGS, VERDICTS, Settings, Verdict, Verifier

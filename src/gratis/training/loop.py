@@ -4,8 +4,7 @@ import time
 from itertools import accumulate
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gratis.assess import Progress, nowhere
 from gratis.budget import Meter, passes_of
@@ -14,7 +13,6 @@ from gratis.guard import Outcome, watchers
 from gratis.journal import Journal
 from gratis.methods.in_parts import InParts
 from gratis.passes import Batch
-from gratis.pseudo import pseudo_labels
 from gratis.recipe import Recipe
 from gratis.run import Run
 from gratis.setting import (
@@ -25,7 +23,7 @@ from gratis.setting import (
     parts_of_batch,
     planned,
 )
-from gratis.transfer import begin
+from gratis.training.continuing import bring_in, state_of, take_up
 
 
 class Training:
@@ -58,8 +56,10 @@ class Training:
             world=self.parts,
             unlabelled=data.unlabelled,
         )
+        self.start: dict[str, Any] | None
+        self.pseudo: dict[str, Any] | None
         model = network(recipe, data.training).to(device)
-        self._bring_in(saved, model)
+        bring_in(self, saved, model)
         self.method.bind(model, self.loader.images.pixels(slice(1)))
         self.plan = planned(recipe, self.loader, self.method, processes.world)
         self.learner = learner(recipe, model, self.plan)
@@ -69,15 +69,19 @@ class Training:
         self.epoch = self.batch = 0
         self.seconds = 0.0
         self.stopped = self.done = False
-        self._take_up(saved, warnings, data.skipped)
-        self._check_together()
+        take_up(self, saved, warnings, data.skipped)
         choose(
             recipe.engine.compile,
             self.learner,
-            batch=lambda: next(self.loader.epoch(0)),
+            batch=lambda: self._first_part(shares),
             records=directory.log(),
             record=journal.event,
         )
+
+    def _first_part(self, shares: int) -> tuple[Tensor, Tensor]:
+        """What the network sees at once of the first batch."""
+        x, y = next(self.loader.epoch(0))
+        return x.chunk(shares)[0], y.chunk(shares)[0]
 
     # --- the loop
 
@@ -121,7 +125,7 @@ class Training:
                     "update": before + place,
                     "epoch": self.data_passes,
                     "learning_rate": learner.rate(before + place - 1),
-                    "spent_passes": self._passes(spent + costs[place - 1]),
+                    "spent_passes": self.passes(spent + costs[place - 1]),
                     "images": images,
                 }
                 for place, images in enumerate(metrics.images, 1)
@@ -161,7 +165,7 @@ class Training:
             )
             if (outcome.robust, outcome.clean) > self.best:
                 self.best = (outcome.robust, outcome.clean)
-                self.directory.save_checkpoint("best", self._state())
+                self.directory.save_checkpoint("best", state_of(self))
             if self.recovery is not None:
                 if self.learner.averaged is not None:
                     # averaged weights lag behind the ones that would collapse
@@ -194,15 +198,11 @@ class Training:
         return {
             "update": self.learner.updates,
             "epoch": self.data_passes,
-            "spent_passes": self._passes(self.learner.spent.thirds),
+            "spent_passes": self.passes(self.learner.spent.thirds),
             "seconds": self.seconds,
         }
 
-    @property
-    def _spent(self) -> dict[str, int]:
-        return vars(self.learner.spent)
-
-    def _passes(self, thirds: int) -> float:
+    def passes(self, thirds: int) -> float:
         """What all processes have spent where each has spent `thirds`, per training image."""
         return passes_of(self.processes.world * thirds, self.images)
 
@@ -226,108 +226,5 @@ class Training:
 
     def _save(self) -> None:
         self._flush()
-        self.directory.save_checkpoint("last", self._state())
+        self.directory.save_checkpoint("last", state_of(self))
         self._clock = self._saved = time.perf_counter()
-
-    def _state(self) -> dict[str, Any]:
-        state = self.learner.state() | {
-            "parts": self.parts,
-            "spent": {key: self.processes.world * count for key, count in self._spent.items()},
-            "start": self.start,
-            "pseudo": self.pseudo,
-            "method": {k: self.processes.gather(v) for k, v in self.method.state().items()},
-            "recovery": self.recovery.state() if self.recovery else None,
-            "early_stop": self.early_stop.state() if self.early_stop else None,
-            "random": torch.get_rng_state(),
-            "checked": vars(self.checked).copy(),
-            "best": self.best,
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "totals": list(self.journal.totals),
-            "stretch": list(self.journal.stretch),
-            "seconds": self.seconds,
-            "stopped": self.stopped,
-            "done": self.done,
-            "budget": {
-                "predicted_passes": passes_of(self.plan.thirds, self.images),
-                "metered_passes": self._passes(self.learner.spent.thirds),
-                "papers_passes": self.processes.world * self.learner.spent.papers / self.images,
-                "guard_passes": passes_of(self.checked.thirds, self.images),
-                "updates": self.learner.updates,
-                "data_passes": self.data_passes,
-                "seconds": self.seconds,
-            },
-        }
-        if self.learner.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self.learner.device)
-        return state
-
-    def _bring_in(self, saved: dict[str, Any] | None, model: nn.Module) -> None:
-        """Weights to start from and pseudo-labels: taken from other runs once, then kept."""
-        if saved is None:
-            self.start = begin(self.recipe, model, len(self.loader.images.classes))
-            self.pseudo = pseudo_labels(self.recipe, self.loader, self.processes)
-        else:
-            self.start, self.pseudo = saved["start"], saved["pseudo"]
-        if self.pseudo is not None:
-            self.loader.label(self.pseudo["labels"])
-
-    def _take_up(
-        self, state: dict[str, Any] | None, warnings: list[str], skipped: tuple[str, ...]
-    ) -> None:
-        """Go on from the last checkpoint `state`, if there is one."""
-        processes, device = self.processes, self.learner.device
-        if state is None:
-            if self.directory.log():
-                self._note_resumed()
-            if self.recovery is not None:
-                self.recovery.begin(self.learner)
-            if self.start is not None:
-                self.journal.event("start", update=0, **self.start)
-            if self.pseudo is not None:
-                self.journal.event("pseudo-labels", update=0, **self.pseudo["record"])
-            for name in skipped:
-                self.journal.event("warning", message=f"not readable as an image, skipped: {name}")
-            return
-        self.directory.set_aside_damaged()
-        for message in warnings:
-            self.journal.event("warning", message=message, update=state["updates"])
-        # the processes that spent it may have been more or fewer
-        spent = {key: count // processes.world for key, count in state["spent"].items()}
-        self.learner.load_state(state | {"spent": spent})
-        if self.recovery is not None:
-            self.recovery.load_state(state["recovery"])
-            self.method = self.recovery.again(self.method)
-        if self.early_stop is not None:
-            self.early_stop.load_state(state["early_stop"])
-        ours = {k: processes.part(v).to(device) for k, v in state["method"].items()}
-        self.method.load_state(ours)
-        torch.set_rng_state(state["random"])
-        if "random_cuda" in state and device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], device)
-        self.checked = Meter(**state["checked"])
-        self.best = tuple(state["best"])
-        self.epoch, self.batch, self.seconds = state["epoch"], state["batch"], state["seconds"]
-        self.journal.totals, self.journal.stretch = state["totals"], state["stretch"]
-        self.stopped, self.done = state["stopped"], state["done"]
-        self._note_resumed()
-
-    def _note_resumed(self) -> None:
-        """Log where the run goes on, with how many processes, and what it does over again."""
-        logged = [r["update"] for r in self.directory.log() if r["kind"] == "step"]
-        self.journal.event(
-            "resumed",
-            update=self.learner.updates,
-            lost_updates=max(0, max(logged, default=0) - self.learner.updates),
-            processes=self.processes.world,
-        )
-
-    def _check_together(self) -> None:
-        """ValueError where processes would go on from different checkpoints."""
-        here = torch.tensor([self.learner.updates], device=self.learner.device)
-        found = sorted(set(self.processes.gather(here).tolist()))
-        if len(found) > 1:
-            raise ValueError(
-                f"the processes found {self.directory.path} at updates {found}; it must lie on a "
-                "file system that all of them see"
-            )

@@ -1,0 +1,126 @@
+"""What a checkpoint of a run holds, and how a run goes on from one."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gratis.budget import Meter, passes_of
+from gratis.pseudo import pseudo_labels
+from gratis.transfer import begin
+
+if TYPE_CHECKING:
+    from gratis.training.loop import Training
+
+
+def state_of(run: "Training") -> dict[str, Any]:
+    """All that `take_up` needs to go on, bitwise on as many processes; tensors and plain values."""
+    state = run.learner.state() | {
+        "parts": run.parts,
+        "spent": {
+            key: run.processes.world * count for key, count in vars(run.learner.spent).items()
+        },
+        "start": run.start,
+        "pseudo": run.pseudo,
+        "method": {k: run.processes.gather(v) for k, v in run.method.state().items()},
+        "recovery": run.recovery.state() if run.recovery else None,
+        "early_stop": run.early_stop.state() if run.early_stop else None,
+        "random": torch.get_rng_state(),
+        "checked": vars(run.checked).copy(),
+        "best": run.best,
+        "epoch": run.epoch,
+        "batch": run.batch,
+        "totals": list(run.journal.totals),
+        "stretch": list(run.journal.stretch),
+        "seconds": run.seconds,
+        "stopped": run.stopped,
+        "done": run.done,
+        "budget": {
+            "predicted_passes": passes_of(run.plan.thirds, run.images),
+            "metered_passes": run.passes(run.learner.spent.thirds),
+            "papers_passes": run.processes.world * run.learner.spent.papers / run.images,
+            "guard_passes": passes_of(run.checked.thirds, run.images),
+            "updates": run.learner.updates,
+            "data_passes": run.data_passes,
+            "seconds": run.seconds,
+        },
+    }
+    if run.learner.device.type == "cuda":
+        state["random_cuda"] = torch.cuda.get_rng_state(run.learner.device)
+    return state
+
+
+def bring_in(run: "Training", saved: dict[str, Any] | None, model: nn.Module) -> None:
+    """Weights to start from and pseudo-labels: taken from other runs once, then kept."""
+    if saved is None:
+        run.start = begin(run.recipe, model, len(run.loader.images.classes))
+        run.pseudo = pseudo_labels(run.recipe, run.loader, run.processes)
+    else:
+        run.start, run.pseudo = saved["start"], saved["pseudo"]
+    if run.pseudo is not None:
+        run.loader.label(run.pseudo["labels"])
+
+
+def take_up(
+    run: "Training", state: dict[str, Any] | None, warnings: list[str], skipped: tuple[str, ...]
+) -> None:
+    """Go on from the last checkpoint `state`, if there is one."""
+    processes, device = run.processes, run.learner.device
+    if state is None:
+        if run.directory.log():
+            _note_resumed(run)
+        if run.recovery is not None:
+            run.recovery.begin(run.learner)
+        if run.start is not None:
+            run.journal.event("start", update=0, **run.start)
+        if run.pseudo is not None:
+            run.journal.event("pseudo-labels", update=0, **run.pseudo["record"])
+        for name in skipped:
+            run.journal.event("warning", message=f"not readable as an image, skipped: {name}")
+        _check_together(run)
+        return
+    run.directory.set_aside_damaged()
+    for message in warnings:
+        run.journal.event("warning", message=message, update=state["updates"])
+    # the processes that spent it may have been more or fewer
+    spent = {key: count // processes.world for key, count in state["spent"].items()}
+    run.learner.load_state(state | {"spent": spent})
+    if run.recovery is not None:
+        run.recovery.load_state(state["recovery"])
+        run.method = run.recovery.again(run.method)
+    if run.early_stop is not None:
+        run.early_stop.load_state(state["early_stop"])
+    ours = {k: processes.part(v).to(device) for k, v in state["method"].items()}
+    run.method.load_state(ours)
+    torch.set_rng_state(state["random"])
+    if "random_cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["random_cuda"], device)
+    run.checked = Meter(**state["checked"])
+    run.best = tuple(state["best"])
+    run.epoch, run.batch, run.seconds = state["epoch"], state["batch"], state["seconds"]
+    run.journal.totals, run.journal.stretch = state["totals"], state["stretch"]
+    run.stopped, run.done = state["stopped"], state["done"]
+    _note_resumed(run)
+    _check_together(run)
+
+
+def _note_resumed(run: "Training") -> None:
+    """Log where the run goes on, with how many processes, and what it does over again."""
+    logged = [r["update"] for r in run.directory.log() if r["kind"] == "step"]
+    run.journal.event(
+        "resumed",
+        update=run.learner.updates,
+        lost_updates=max(0, max(logged, default=0) - run.learner.updates),
+        processes=run.processes.world,
+    )
+
+
+def _check_together(run: "Training") -> None:
+    """ValueError where processes would go on from different checkpoints."""
+    here = torch.tensor([run.learner.updates], device=run.learner.device)
+    found = sorted(set(run.processes.gather(here).tolist()))
+    if len(found) > 1:
+        raise ValueError(
+            f"the processes found {run.directory.path} at updates {found}; it must lie on a "
+            "file system that all of them see"
+        )
