@@ -34,7 +34,7 @@ from tests.test_methods import small_net
 from tests.test_parts import learned
 from tests.test_train import Killed, final_state
 
-pytestmark = needs_gloo
+pytestmark = [needs_gloo, pytest.mark.slow]
 OFTEN, FIVE = "engine.checkpoint_seconds=0", "engine.parts=5"
 SHARED = ("evaluation.limit=96", "evaluation.batch_size=5", "evaluation.attacks=[pgd-2,fgsm]")
 """Five pools of images, the last one smaller."""
