@@ -3,7 +3,6 @@
 Two processes are started once and do everything that the tests then look at.
 """
 
-import os
 import socket
 
 import numpy as np
@@ -22,7 +21,7 @@ from gratis.nn import add_aux
 from gratis.passes import Batch, Pass, seeded
 from gratis.quantiser import dequantise, message_bytes, pack, quantise, unpack
 from tests.recipes import tiny
-from tests.test_distributed import Collectives, build, needs_gloo
+from tests.test_distributed import Collectives, become, build, needs_gloo
 from tests.test_methods import small_net
 from tests.test_train import assert_same
 
@@ -313,11 +312,7 @@ def every_method():
 
 def together(rank, port, folder):
     """One of the two processes."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+    become(rank, port)
     EXCHANGES["powersgd"] = lambda seed: PowerSGD(plain=2)
     found = {}
     with joined(CPU):

@@ -117,13 +117,18 @@ def fitted(name, groups):
 # --- what the two processes do
 
 
-def together(rank, port, folder):
-    """One of the two processes."""
+def become(rank, port):
+    """Make this a process that torchrun might have started, number `rank` of WORLD."""
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
+
+
+def together(rank, port, folder):
+    """One of the two processes."""
+    become(rank, port)
     found = {"methods": {}}
     with joined(CPU) as processes:
         assert (processes.rank, processes.world) == (rank, WORLD)

@@ -3,7 +3,6 @@
 Two processes are started once, between what one process does before and after them.
 """
 
-import os
 import re
 import shutil
 import socket
@@ -25,6 +24,7 @@ from tests.test_distributed import (
     CPU,
     SEED,
     WORLD,
+    become,
     needs_gloo,
     seen_by,
     whole_batches,
@@ -75,11 +75,7 @@ def shared_recipe():
 
 def together(rank, port, folder):
     """One of the two processes."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+    become(rank, port)
     found = {}
     with dies():
         train.run(whole_recipe(OFTEN), folder / "two-then-one")

@@ -3,6 +3,7 @@
 import os
 import struct
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
@@ -64,11 +65,13 @@ def load_folder(root: Path, split: str, image_size: int | None) -> Images:
 
     errors: dict[Path, str] = {}
     small: dict[Path, npt.NDArray[np.uint8]] = {}
-    # Large images decode in parallel (Pillow lets go of the lock); handing small ones over in
-    # chunks keeps the threads from costing more than they bring.
+    # Large images decode in parallel (Pillow lets go of the lock); with small ones threads cost
+    # more than they bring, and the first image tells which these are.
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        read = pool.map(lambda path: _header(path, errors, small), paths, chunksize=64)
-        headers = dict(zip(paths, read, strict=True))
+        first = _header(paths[0], errors, small)
+        each = map if small else partial(pool.imap, chunksize=64)
+        others = each(lambda path: _header(path, errors, small), paths[1:])
+        headers = dict(zip(paths, [first, *others], strict=True))
         _check_skipped(directory, errors, len(paths))
         known = {path: header for path, header in headers.items() if header is not None}
         height, width = _common_size(known) if image_size is None else (image_size, image_size)
@@ -86,7 +89,8 @@ def load_folder(root: Path, split: str, image_size: int | None) -> Images:
             except UNREADABLE as error:
                 errors[paths[i]] = str(error)
 
-        pool.map(decode, [i for i, path in enumerate(paths) if path in known], chunksize=64)
+        readable = [i for i, path in enumerate(paths) if path in known]
+        pool.map(decode, readable, chunksize=64)
     _check_skipped(directory, errors, len(paths))
     kept = torch.tensor([path not in errors for path in paths])
     _check_no_class_empty(directory, classes, labels[kept])
