@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 import torch
 
-from gratis import Learner, train
+from gratis import train
 from gratis.launched import meet
 from gratis.methods import METHODS
 from gratis.methods.in_parts import InParts
@@ -27,7 +27,7 @@ from tests.test_distributed import (
     whole_batches,
     whole_recipe,
 )
-from tests.test_train import Killed, assert_same, final_state
+from tests.test_train import assert_same, dies, final_state
 
 
 def made(name):
@@ -163,21 +163,11 @@ def test_parts_are_as_asked_as_begun_or_as_many_as_processes():
         tiny("free-3", "engine.parts=0")
 
 
-def test_a_run_in_parts_resumes_bitwise(tmp_path, monkeypatch):
+def test_a_run_in_parts_resumes_bitwise(tmp_path):
     recipe = whole_recipe("engine.parts=2", "engine.checkpoint_seconds=0")
     whole = train.run(recipe, tmp_path / "whole")
-    original, calls = Learner.update, [0]
-
-    def killed(self, **kwargs):
-        calls[0] += 1
-        if calls[0] == 50:
-            raise Killed
-        return original(self, **kwargs)
-
-    monkeypatch.setattr(Learner, "update", killed)
-    with pytest.raises(Killed):
+    with dies():
         train.run(recipe, tmp_path / "died")
-    monkeypatch.undo()
     died = train.run(recipe, tmp_path / "died", resume=True)
     assert_same(final_state(whole.path), final_state(died.path))
     budget = whole.results["budget"]

@@ -117,6 +117,25 @@ class Killed(BaseException):
     """Stands for a process that ends here and now."""
 
 
+class dies:  # noqa: N801
+    """Within it, the 50th update is the process's last."""
+
+    def __enter__(self):
+        self.original, calls = Learner.update, [0]
+
+        def update(learner, **kwargs):
+            calls[0] += 1
+            if calls[0] == 50:
+                raise Killed
+            return self.original(learner, **kwargs)
+
+        Learner.update = update
+
+    def __exit__(self, kind, *_):
+        Learner.update = self.original
+        return kind is Killed
+
+
 def interrupt(monkeypatch, where, at):
     """Let the `at`-th call of `where` end the process."""
     calls = [0]

@@ -32,7 +32,7 @@ from tests.test_distributed import (
 )
 from tests.test_methods import small_net
 from tests.test_parts import learned
-from tests.test_train import Killed, final_state
+from tests.test_train import dies, final_state
 
 pytestmark = [needs_gloo, pytest.mark.slow]
 OFTEN, FIVE = "engine.checkpoint_seconds=0", "engine.parts=5"
@@ -48,25 +48,6 @@ SYNCED = {
     "shuffled": PGDTraining(Linf(0.1), steps=2, clean=0.5, shuffle=True),
     "fast-advprop": FastAdvProp(Linf(0.1)),
 }
-
-
-class dies:  # noqa: N801
-    """Within it, the 50th update is the process's last."""
-
-    def __enter__(self):
-        self.original, calls = Learner.update, [0]
-
-        def update(learner, **kwargs):
-            calls[0] += 1
-            if calls[0] == 50:
-                raise Killed
-            return self.original(learner, **kwargs)
-
-        Learner.update = update
-
-    def __exit__(self, kind, *_):
-        Learner.update = self.original
-        return kind is Killed
 
 
 def shared_recipe():

@@ -103,8 +103,9 @@ def evaluate_run(
         results["pseudo_labels"] = state["pseudo"]["record"]
     # what the run cost, whichever of its checkpoints is evaluated
     results["budget"] = run.load_checkpoint("last")[0]["budget"]
-    setting = _Setting(run, asked, recipe, model, images.to(device), state["updates"], progress)
-    setting.rank, setting.world = share
+    setting = _Setting(
+        run, asked, recipe, model, images.to(device), state["updates"], progress, share
+    )
     if setting.rank:
         for ball in asked.balls:
             setting.answer_share(ball)
@@ -132,13 +133,14 @@ class _Setting:
         images: Images,
         update: int,
         progress: Progress,
+        share: tuple[int, int],
     ) -> None:
         self.run, self.asked, self.recipe, self.progress = run, asked, recipe, progress
         self.model, self.images, self.update = model, images, update
         self.weights = fingerprint(model)
         self.batch_size = recipe.evaluation.batch_size or recipe.data.batch_size
         self.unfinished: list[Unfinished] = []
-        self.rank, self.world = 0, 1
+        self.rank, self.world = share
 
     def under(self, ball: Ball, results: dict[str, Any]) -> list[dict[str, Any]]:
         """Evaluate under one ball; entries go into `results`, files into the run's directory."""

@@ -29,7 +29,7 @@ UNREADABLE = (
     struct.error,
     Image.DecompressionBombError,
 )
-SMALL_PIXELS = 128 * 128
+SMALL_PIXELS = 128 * 128  # in images of up to so many, opening the file costs as much as decoding
 MOST_SKIPPED = 0.1  # the share of unreadable files beyond which the folder itself must be wrong
 
 
