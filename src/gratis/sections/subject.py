@@ -45,7 +45,10 @@ class Data:
     root: where the files lie; else $GRATIS_DATA.  holdout: share (below 1) or number of the
     training images kept for checks, at most 1,000.  limit: only the first so many training
     images are used, held-out ones among them.  augment: crop-N (zero padding), flip.
-    image_size: folder images are resized and centre-cropped to it, in pixels.
+    image_size: what the network learns from, in pixels; folder images are resized and
+    centre-cropped to it.  test_size: what it is asked about, image_size unless given.
+    test_resize: the shorter side that images are resized to before their centre of test_size is
+    cut out; test_size unless given, 0 to leave them as large as they are.
     labels: only so many training labels are kept, equally many of each class, by the seed;
     held-out images are among them.  unlabelled: how images without labels are used.
     """
@@ -57,6 +60,8 @@ class Data:
     limit: int | None = None
     augment: tuple[str, ...] = ()
     image_size: int | None = None
+    test_size: int | None = None
+    test_resize: int | None = None
     drop_last: bool = False
     labels: int | None = None
     unlabelled: Unlabelled | None = None
