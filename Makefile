@@ -32,7 +32,7 @@ slow: $(VENV)/installed-dev  ## the tests that take minutes
 	$(VENV)/bin/python -m pytest -n 2 -m slow
 
 real-data: $(VENV)/installed-dev  ## the tests on real data sets under $$GRATIS_DATA
-	$(VENV)/bin/python -m pytest -m data
+	$(VENV)/bin/python -m pytest -n 2 -m data
 
 lint: $(VENV)/installed-dev  ## style
 	$(VENV)/bin/ruff check .

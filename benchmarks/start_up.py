@@ -21,7 +21,8 @@ from measuring import setting
 
 from gratis import recipe as recipes
 from gratis.passes import Batch
-from gratis.setting import build_loader, learner, network, planned, training_data
+from gratis.setting import build_loaders, learner, network, planned
+from gratis.training_data import training_data
 
 FIRST_UPDATE = """
 import sys, time
@@ -79,10 +80,10 @@ def loading(options: argparse.Namespace) -> float:
     recipe = recipes.load(options.recipe, options.set)
     data = training_data(recipe)
     method = recipe.build_method()
-    loader = build_loader(recipe, data.training, torch.device("cpu"))
+    loader = build_loaders(recipe, data, torch.device("cpu"))[0]
     model = network(recipe, data.training)
     method.bind(model, loader.images.pixels(slice(1)))
-    engine = learner(recipe, model, planned(recipe, loader, method))
+    engine = learner(recipe, model, planned(recipe, [loader], method))
     batches = loader.epoch(0)
     engine.fit(method, Batch(*next(batches)))
     making, learning = [], []

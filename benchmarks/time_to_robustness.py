@@ -28,15 +28,8 @@ from gratis.data import Loader
 from gratis.passes import Batch
 from gratis.recipe import Recipe
 from gratis.run import Run
-from gratis.setting import (
-    build_loader,
-    learner,
-    load_split,
-    network,
-    pick_device,
-    planned,
-    training_data,
-)
+from gratis.setting import build_loaders, learner, network, pick_device, planned
+from gratis.training_data import load_split, training_data
 
 ROWS = {"quick": "quick-cifar10", "published": "cifar10"}
 ATTACK = "pgd-50-10"
@@ -116,10 +109,10 @@ def affordable(recipe: Recipe, seconds: float) -> float:
     device = pick_device(recipe.engine.device)
     data = training_data(recipe)
     method = recipe.build_method()
-    loader = build_loader(recipe, data.training, device)
+    loader = build_loaders(recipe, data, device)[0]
     model = network(recipe, data.training).to(device)
     method.bind(model, loader.images.pixels(slice(1)))
-    engine = learner(recipe, model, planned(recipe, loader, method))
+    engine = learner(recipe, model, planned(recipe, [loader], method))
     if recipe.engine.compile == "on":
         engine.compile()
     taken = []
@@ -141,7 +134,7 @@ def published_in_plain_pytorch(options: argparse.Namespace) -> str:
     recipe = recipes.load("cifar10", on(options.root))
     device = pick_device("auto")
     data = training_data(recipe)
-    loader = build_loader(recipe, data.training, device)
+    loader = build_loaders(recipe, data, device)[0]
     model = network(recipe, data.training).to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.2, momentum=0.9, weight_decay=5e-4)
     epochs, eps, step = 15, 8 / 255, 10 / 255

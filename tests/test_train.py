@@ -19,7 +19,8 @@ from gratis.data import Loader
 from gratis.journal import DivergedError
 from gratis.learner import Learner
 from gratis.run import Run, RunInUseError
-from gratis.setting import network, training_data
+from gratis.setting import network
+from gratis.training_data import training_data
 from tests.recipes import tiny
 
 METHODS = ["natural", "fgsm-rs", "fgsm", "free-3", "pgd-2"]
@@ -118,14 +119,17 @@ class Killed(BaseException):
 
 
 class dies:  # noqa: N801
-    """Within it, the 50th update is the process's last."""
+    """Within it, the update number `at` is the process's last."""
+
+    def __init__(self, at=50):
+        self.at = at
 
     def __enter__(self):
         self.original, calls = Learner.update, [0]
 
         def update(learner, **kwargs):
             calls[0] += 1
-            if calls[0] == 50:
+            if calls[0] == self.at:
                 raise Killed
             return self.original(learner, **kwargs)
 

@@ -15,7 +15,8 @@ from gratis.nn.freezing import behind_normalize, freeze, head_of
 from gratis.passes import Batch
 from gratis.prober import Prober
 from gratis.report import write_report
-from gratis.setting import build_loader, learner, network, planned, training_data
+from gratis.setting import build_loaders, learner, network, planned
+from gratis.training_data import training_data
 from gratis.transfer import begin
 from gratis.weights import sha256, weights_of
 from tests.recipes import tiny
@@ -262,8 +263,8 @@ def test_a_collapse_restores_the_start(source):
     recipe = tiny("fgsm", f"model.start={source.path}", "model.freeze=all-but-head")
     data = training_data(recipe)
     model, _ = begun(f"model.start={source.path}", "model.freeze=all-but-head", method="fgsm")
-    loader = build_loader(recipe, data.training, torch.device("cpu"))
-    engine = learner(recipe, model, planned(recipe, loader, recipe.build_method()))
+    loader = build_loaders(recipe, data, torch.device("cpu"))[0]
+    engine = learner(recipe, model, planned(recipe, [loader], recipe.build_method()))
     recovery = Recovery(64, 10)
     recovery.begin(engine)
     engine.fit(recipe.build_method(), Batch(*next(loader.epoch(0))))

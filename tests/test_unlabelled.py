@@ -16,8 +16,9 @@ from gratis.learner import Learner as Engine
 from gratis.passes import Batch
 from gratis.recipe import from_plain
 from gratis.report import write_report
-from gratis.setting import build_loader, planned, training_data
+from gratis.setting import build_loaders, planned
 from gratis.tasks import NO_LABEL, Classification
+from gratis.training_data import training_data
 from tests.recipes import tiny
 from tests.test_methods import small_net
 from tests.test_train import Killed, assert_same, final_state, interrupt
@@ -103,7 +104,7 @@ def test_no_label_outside_the_kept_changes_a_run(tmp_path, monkeypatch):
     monkeypatch.setitem(LEAKING, "labels", wrong)
     # the choice itself goes by class, so the other labels may only be wrong where it is not asked
     monkeypatch.setattr(
-        "gratis.setting.keep_labels",
+        "gratis.training_data.keep_labels",
         lambda given, count, seed: (given.select(is_kept.nonzero()[:, 0]), given.x[~is_kept]),
     )
     user = ("data.name=tests.test_unlabelled:relabelled", SHORT)
@@ -278,10 +279,8 @@ def test_a_share_costs_what_labels_alone_cost():
     def plan_of(*settings):
         recipe = tiny("trades-2", *FEW, *settings, passes=8)
         data = training_data(recipe)
-        loader = build_loader(
-            recipe, data.training, torch.device("cpu"), unlabelled=data.unlabelled
-        )
-        return planned(recipe, loader, recipe.build_method()), len(data.training)
+        loaders = build_loaders(recipe, data, torch.device("cpu"))
+        return planned(recipe, loaders, recipe.build_method()), len(data.training)
 
     assert plan_of() == plan_of("data.unlabelled.share=0")
 

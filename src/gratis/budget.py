@@ -6,9 +6,13 @@ number of thirds of an image, so that prediction and meter can agree exactly. Th
 convention, printed beside ours, counts a probe as a whole pass.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
+
+import numpy as np
 
 PASS = 3
 PROBE = 2
@@ -47,10 +51,27 @@ class Meter:
 
 @dataclass(frozen=True)
 class Plan:
-    """How far a budget reaches: `updates` whole updates, costing `thirds` in all."""
+    """How far a budget reaches: `updates` whole updates, costing `thirds` in all.
+
+    ends: the epochs, updates and data passes done at the end of each phase, if there are several.
+    """
 
     updates: int
     thirds: int
+    ends: tuple[tuple[int, int, float], ...] = ()
+
+    def phase(self, epoch: int) -> int:
+        """The number of the phase that an epoch belongs to."""
+        return min(bisect_right([end[0] for end in self.ends], epoch), max(len(self.ends) - 1, 0))
+
+    def place(self, update: int) -> float:
+        """How far in the run an update begins, in updates: by data passes where there are phases,
+        whose updates see different numbers of images.
+        """
+        if not self.ends:
+            return update
+        _, updates, passes = zip((0, 0, 0.0), *self.ends, strict=True)
+        return float(self.updates * np.interp(update, updates, passes) / passes[-1])
 
 
 def passes_of(thirds: int, images: int) -> float:
@@ -91,3 +112,45 @@ def plan(
             break
         updates, thirds, left = updates + 1, thirds + cost, left - cost
     return Plan(updates, thirds)
+
+
+def phase_ends(shares: Sequence[float], data_passes: float) -> list[int]:
+    """How many whole data passes are done when each phase ends; the last may be cut short."""
+    epochs = -int(-Fraction(data_passes).limit_denominator(10**6) // 1)
+    return [round(epochs * done / sum(shares)) for done in accumulate(shares)]
+
+
+def plan_phases(
+    batch_sizes: Sequence[Sequence[int]],
+    shares: Sequence[float],
+    update_thirds: Callable[[int], Sequence[int]],
+    *,
+    budget_thirds: int | None = None,
+    data_passes: float | None = None,
+) -> Plan:
+    """As `plan`, for phases whose batches differ.
+
+    batch_sizes: of one data pass in each phase.  shares: of the run's data passes; phases end with
+    whole ones, the nearest, and one that is left with none is left out.
+    """
+    if data_passes is None:
+        assert budget_thirds is not None
+        epoch = sum(cost for size in batch_sizes[0] for cost in update_thirds(size))
+        data_passes = budget_thirds / epoch
+    until = phase_ends(shares, data_passes)
+    updates, thirds, ends = 0, 0, []
+    for number, (end, sizes) in enumerate(zip(until, batch_sizes, strict=True)):
+        begin = until[number - 1] if number else 0
+        part = plan(
+            sizes,
+            update_thirds,
+            budget_thirds=None if budget_thirds is None else max(0, budget_thirds - thirds),
+            data_passes=None if budget_thirds is not None else min(end, data_passes) - begin,
+        )
+        if budget_thirds is not None:
+            allowed = plan(sizes, update_thirds, data_passes=end - begin)
+            part = min(part, allowed, key=lambda found: found.updates)
+        updates, thirds = updates + part.updates, thirds + part.thirds
+        of_epoch = sum(len(update_thirds(size)) for size in sizes)
+        ends.append((end, updates, begin + part.updates / of_epoch))
+    return Plan(updates, thirds, tuple(ends))

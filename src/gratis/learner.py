@@ -17,7 +17,7 @@ from gratis.nn.batchnorm import PartsStatistics
 from gratis.nn.syncedbn import synced
 from gratis.passes import Batch, Method, Pass, seeded
 from gratis.prober import Prober
-from gratis.tasks import Classification
+from gratis.tasks import Classification, Task
 
 PRECISIONS: dict[str, torch.dtype | None] = {
     "fp32": None,
@@ -52,7 +52,7 @@ class Learner:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        task: Classification | None = None,
+        task: Task | None = None,
         *,
         schedule: Callable[[int, int], dict[str, float]] | None = None,
         precision: str = "fp32",
@@ -64,7 +64,7 @@ class Learner:
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r} is none of {', '.join(PRECISIONS)}")
-        self.task = task or Classification()
+        self.task: Task = task or Classification()
         self.device = next(model.parameters()).device
         if precision == "fp16" and self.device.type != "cuda":
             raise ValueError(
@@ -128,7 +128,7 @@ class Learner:
                 loss, logits = self.replica.run(lambda model: self._objective(model, p))
             weighed = loss if p.weight == 1.0 else p.weight * loss
             self.scaler.scale(weighed).backward()
-        right = None if logits is None else self.task.correct(logits.detach(), p.y).sum()
+        right = None if logits is None else self.task.correct(logits, p.y).sum()
         return loss.detach(), right
 
     def _objective(self, model: nn.Module, p: Pass) -> tuple[Tensor, Tensor | None]:

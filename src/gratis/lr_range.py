@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from gratis.assess import Progress, nowhere
 from gratis.budget import Plan, passes_of
+from gratis.data import Loader
 from gratis.distributed import Processes
 from gratis.figures import Array, Curve, curves_svg
 from gratis.names import spell_method
@@ -26,7 +27,8 @@ from gratis.passes import Batch
 from gratis.pseudo import pseudo_labels
 from gratis.recipe import Recipe
 from gratis.report import environment
-from gratis.setting import build_loader, learner, network, pick_device, training_data
+from gratis.setting import build_loaders, learner, network, pick_device
+from gratis.training_data import training_data
 from gratis.transfer import begin
 
 RESULT, PAGE = "lr_range.json", "lr_range.html"
@@ -153,13 +155,14 @@ def lr_range(
     found = RateRange(low, high, updates)
     device = pick_device(recipe.engine.device)
     data = training_data(recipe)
-    loader = build_loader(recipe, data.training, device, unlabelled=data.unlabelled)
+    loader = build_loaders(recipe, data, device)[0]
     method = recipe.build_method()
     model = network(recipe, data.training).to(device)
     begin(recipe, model, len(data.training.classes))
     if (pseudo := pseudo_labels(recipe, loader, Processes(device))) is not None:
+        assert isinstance(loader, Loader)  # streamed images all have their labels
         loader.label(pseudo["labels"])
-    method.bind(model, loader.images.pixels(slice(1)))
+    method.bind(model, loader.images.pixels(slice(1)).to(device))
     engine = learner(recipe, model, Plan(updates, 0))
     engine.schedule = lambda update, _: {"lr": found.rate(update)}
     while not found.diverged and len(found.losses) < updates:

@@ -129,6 +129,38 @@ FLAGS = {
 """What may follow the colon besides alpha, and the kinds of attack that take it."""
 
 
+SHIFTS = (
+    *("imagenet-c", "cifar10-c", "cifar100-c", "imagenet-r", "stylized"),
+    *("coco-c", "corruptions"),
+)
+"""Test images from another distribution. The last is always made here, from a run's own images;
+coco-c, which has no official files, may be.
+"""
+
+GENERATED = "generated"
+
+
+def parse_shift(text: str) -> tuple[str, str | None]:
+    """("imagenet-c", "DIR") for imagenet-c=DIR, ("corruptions", None) for corruptions=generated;
+    ValueError says what is wrong.
+    """
+    name, _, place = text.partition("=")
+    if name not in SHIFTS:
+        raise ValueError(
+            f"no shift {name!r}{nearest(name, SHIFTS)}; there are "
+            f"{', '.join(f'{known}=DIR' for known in SHIFTS[:-1])} and corruptions={GENERATED}"
+        )
+    if not place:
+        how = GENERATED if name == "corruptions" else "DIR, the directory that holds its files"
+        raise ValueError(f"shift {text!r}: write {name}={how}")
+    if name != "coco-c" and (name == "corruptions") != (place == GENERATED):
+        raise ValueError(
+            f"shift {text!r}: corruptions={GENERATED} makes corrupted images from the run's own; "
+            "they are not those of a benchmark, whose files are found as NAME=DIR"
+        )
+    return name, None if place == GENERATED else place
+
+
 def parse_attack(text: str) -> AttackName:
     """pgd-STEPS[-RESTARTS][:alpha=8/255] and the like; ValueError says what is wrong."""
     head, _, tail = text.partition(":")

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from gratis.assess import trained
-from gratis.data import Images, Loader
+from gratis.data import Images
 from gratis.data.images import as_pixels
 from gratis.distributed import Processes
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
+from gratis.setting import AnyLoader
 
 BATCH = 500
 
 
-def pseudo_labels(recipe: Recipe, loader: Loader, processes: Processes) -> dict[str, Any] | None:
+def pseudo_labels(recipe: Recipe, loader: AnyLoader, processes: Processes) -> dict[str, Any] | None:
     """What the model of `data.unlabelled.pseudo` takes the unlabelled images for.
 
     {"labels": [M], int64, on the CPU; "record": what to log of them, with their SHA-256}. A label

@@ -25,6 +25,7 @@ from gratis.sections import (
     Guard,
     Model,
     Optimizer,
+    Phase,
     Schedule,
     Task,
 )
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from gratis.passes import Method
 
 Plain = dict[str, Any]
+
+DETECTION_METHODS = ("natural", "fast-advprop", "pgd", "fgsm", "fgsm-rs", "n-fgsm", "free")
+"""Those that learn and attack by the task's own loss."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Recipe:
     optimizer: Optimizer
     budget: Budget
     schedule: Schedule = field(default_factory=Schedule)
+    phases: tuple[Phase, ...] = ()
     task: Task = field(default_factory=Task)
     engine: Engine = field(default_factory=Engine)
     check: Check = field(default_factory=Check)
@@ -63,6 +68,60 @@ class Recipe:
                 "the guard checks held-out training images, but data.holdout is 0; "
                 "hold some out, or --set guard.mode=off"
             )
+
+        shares = sum(phase.share for phase in self.phases)
+        if self.phases and abs(shares - 1) > 1e-6:
+            raise ValueError(f"phases: their shares add up to {shares:g}; they must to 1")
+        resized = any(phase.image_size or phase.stored for phase in self.phases)
+        if resized and self.data.stored is None:
+            raise ValueError(
+                "phases: image_size and stored change what is read from disk; set data.stored"
+            )
+        if self.phases and (self.data.labels is not None or self.data.unlabelled is not None):
+            raise ValueError("phases: images without labels have none; leave one of the two out")
+        assert self.stages  # each is checked as it is made
+        if self.detects:
+            self._check_detection()
+
+    def _check_detection(self) -> None:
+        """ValueError for what has no meaning where images have boxes and not one class."""
+        method = str(self.method.get("name"))
+        if method not in DETECTION_METHODS:
+            raise ValueError(
+                f"method.name: {method} has no use for boxes; for detection there are "
+                f"{', '.join(DETECTION_METHODS)}"
+            )
+        if self.guard.mode != "off" or self.data.holdout:
+            raise ValueError(
+                "checks while training ask for one class an image, which detection has not: set "
+                "guard.mode=off and data.holdout=0"
+            )
+        if any(name != "flip" for name in self.data.augment):
+            raise ValueError("data.augment: boxes follow a flip, no crop; leave all but flip out")
+        if self.data.labels or self.data.unlabelled or self.data.stored:
+            raise ValueError("data: labels, unlabelled and stored are for one class an image")
+        if self.method.get("mix", "none") != "none" or self.method.get("only_correct"):
+            raise ValueError("method: mix and only_correct are for one class an image")
+        reuses = method == "fast-advprop" and self.method.get("reuse", True)
+        if self.task.attack != "sum" and reuses:
+            raise ValueError(
+                f"task.attack={self.task.attack}: fast-advprop climbs the loss that it learns, "
+                "whose backward it reuses; set method.reuse=false, which costs a probe"
+            )
+
+    @property
+    def stages(self) -> tuple[Data, ...]:
+        """`data` as each phase changes it, in order; `data` alone where there are no phases."""
+        keys = ("batch_size", "image_size", "stored")
+        changes = [{k: getattr(phase, k) for k in keys} for phase in self.phases]
+        return tuple(
+            dataclasses.replace(self.data, **{k: v for k, v in change.items() if v is not None})
+            for change in changes
+        ) or (self.data,)
+
+    @property
+    def detects(self) -> bool:
+        return self.task.name == "detection"
 
     @property
     def defends(self) -> bool:
@@ -97,8 +156,23 @@ class Recipe:
             values.pop("ball", None)
         return construct(METHODS[name], values, "method", {Ball: _build_ball})
 
+    def check_method(self) -> None:
+        """ValueError for a method, or a threat to judge it under, that there is not."""
+        if self.detects:
+            self.build_method()
+        else:
+            self.evaluation_balls()
+
     def evaluation_balls(self) -> "list[Ball]":
-        """The threat models that the run is judged under, largest promise first as written."""
+        """The threat models that the run is judged under, largest promise first as written.
+
+        Raises ValueError for a recipe without one, such as every one that finds boxes.
+        """
+        if self.detects:
+            raise ValueError(
+                f"{self.name} finds boxes, which are judged by mean average precision and not "
+                "attacked; this is for runs with task.name=classification"
+            )
         own = self.build_method().ball
         if own is None and "ball" in self.method:
             own = _build_ball(self.method["ball"], "method.ball")

@@ -1,14 +1,14 @@
-"""From a recipe to the things that it names: device, data, network, learner, plan."""
+"""From a recipe to the things that it names: device, network, batches, learner, plan."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from gratis.budget import Plan, passes_of, plan, thirds_of
-from gratis.data import Images, Loader, Unlabelled, hold_out, load
-from gratis.data.unlabelled import drawn, keep_labels, together
+from gratis.budget import Plan, passes_of, plan, plan_phases, thirds_of
+from gratis.data import Images, Loader, StreamLoader
 from gratis.learner import Learner
 from gratis.nn import add_aux, build_model, group_norms, set_momentum, sync_norms
 from gratis.nn.freezing import behind_normalize, freeze
@@ -19,6 +19,7 @@ from gratis.optim.schedules import (
     cosine,
     cycled_momentum,
     cyclic,
+    knotted,
     piecewise,
     warmed,
 )
@@ -26,16 +27,10 @@ from gratis.passes import Method
 from gratis.recipe import Recipe
 from gratis.sections import Data
 from gratis.sections import Schedule as ScheduleSpec
-from gratis.sections import Unlabelled as UnlabelledSpec
-from gratis.tasks import Classification
+from gratis.tasks import Classification, Detection, Task
+from gratis.training_data import AnyImages, TrainingData
 
-
-@dataclass(frozen=True)
-class TrainingData:
-    training: Images
-    held_out: Images
-    skipped: tuple[str, ...]
-    unlabelled: Unlabelled | None = None
+AnyLoader = Loader | StreamLoader
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,75 +46,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_split(data: Data, split: str) -> Images:
-    return load(data.name, split, root=data.root, image_size=data.image_size)
-
-
-def training_data(recipe: Recipe) -> TrainingData:
-    """The recipe's training images, less the ones held out for checks; and those without labels.
-
-    Held-out images are among those whose labels are kept. Of all others the labels are not even
-    here. An epoch, and what a budget counts as one training image, is of the labelled ones.
-    """
-    images = load_split(recipe.data, "train")
-    if recipe.data.limit is not None:
-        images = images.select(torch.arange(min(recipe.data.limit, len(images))))
-    others = images.x[:0]
-    if recipe.data.labels is not None:
-        images, others = keep_labels(images, recipe.data.labels, seed=recipe.seed)
-    share = recipe.data.holdout
-    training, held_out = hold_out(images, int(share) if share >= 1 else share, seed=recipe.seed)
-    if recipe.data.batch_size > len(training):
-        raise ValueError(
-            f"data.batch_size: {recipe.data.batch_size} images a batch, but there are only "
-            f"{len(training)} to train on; give a smaller batch"
-        )
-    return TrainingData(training, held_out, images.skipped, _unlabelled(recipe, training, others))
-
-
-def _unlabelled(recipe: Recipe, training: Images, others: Tensor) -> Unlabelled | None:
-    """`others` and the images of another source; ValueError where the method cannot use them."""
-    if recipe.data.labels is None and recipe.data.unlabelled is None:
-        return None
-    spec = recipe.data.unlabelled or UnlabelledSpec()
-    if not spec.share:
-        return None
-    if spec.pseudo is None and not recipe.build_method().unlabelled:
-        raise ValueError(
-            f"data.unlabelled: {recipe.method['name']} cannot learn from images without labels; "
-            "give data.unlabelled.pseudo, a run whose model labels them; or method=trades; or "
-            "data.unlabelled.share=0, to leave them out"
-        )
-    if spec.pseudo is None and recipe.guard.mode == "early-stop":
-        raise ValueError(
-            "guard.mode: early-stop looks at training batches, where images have no labels; "
-            "recover looks at held-out ones"
-        )
-    if recipe.data.batch_size * (1 - spec.share) < 1:
-        raise ValueError(
-            f"data.unlabelled.share: {spec.share} of a batch of {recipe.data.batch_size} leaves "
-            "no place for a labelled image; give less"
-        )
-    parts = [others]
-    if spec.name is not None:
-        height, width = training.x.shape[2:]
-        size = height if height == width else recipe.data.image_size
-        source = load(spec.name, "train", root=spec.root, image_size=size).x
-        parts.append(source if spec.limit is None else drawn(source, spec.limit, seed=recipe.seed))
-    return together(parts, training, spec.share)
-
-
 def parts_of_batch(recipe: Recipe, processes: int, begun: int | None = None) -> int:
     """In how many equal parts each batch is learned; ValueError where they cannot be.
 
     begun: the parts that the run began with, if it goes on.
     """
-    size, parts = recipe.data.batch_size, begun or recipe.engine.parts or processes
-    if size % parts:
-        raise ValueError(
-            f"data.batch_size: {size} images, of all processes together, cannot be divided "
-            f"equally among {parts}; give a multiple of {parts}"
-        )
+    parts = begun or recipe.engine.parts or processes
+    for size in (stage.batch_size for stage in recipe.stages):
+        if size % parts:
+            raise ValueError(
+                f"data.batch_size: {size} images, of all processes together, cannot be divided "
+                f"equally among {parts}; give a multiple of {parts}"
+            )
     if parts % processes:
         numbers = [str(number) for number in range(1, parts + 1) if parts % number == 0]
         raise ValueError(
@@ -136,30 +74,55 @@ def parts_of_batch(recipe: Recipe, processes: int, begun: int | None = None) -> 
     return parts
 
 
-def build_loader(
+def build_loaders(
     recipe: Recipe,
-    images: Images,
+    data: TrainingData,
     device: torch.device,
     *,
     take: Callable[[int], Tensor] = torch.arange,
     world: int = 1,
-    unlabelled: Unlabelled | None = None,
-) -> Loader:
-    """The recipe's batches of `images` on `device`; see Loader for the other arguments."""
-    return Loader(
-        images,
-        recipe.data.batch_size,
+) -> list[AnyLoader]:
+    """Each phase's batches of the training images on `device`; see Loader for the others."""
+    return [_loader(recipe, stage, data, device, take, world) for stage in recipe.stages]
+
+
+def _loader(
+    recipe: Recipe,
+    stage: Data,
+    data: TrainingData,
+    device: torch.device,
+    take: Callable[[int], Tensor],
+    world: int,
+) -> AnyLoader:
+    images = data.training
+    if isinstance(images, Images):
+        return Loader(
+            images,
+            stage.batch_size,
+            seed=recipe.seed,
+            augment=stage.augment,
+            drop_last=stage.drop_last,
+            device=device,
+            take=take,
+            world=world,
+            unlabelled=data.unlabelled,
+        )
+    assert stage.stored is not None
+    assert stage.image_size is not None
+    return StreamLoader(
+        replace(images, source=data.sources[stage.stored], image_size=stage.image_size),
+        stage.batch_size,
         seed=recipe.seed,
-        augment=recipe.data.augment,
-        drop_last=recipe.data.drop_last,
+        augment=stage.augment,
+        drop_last=stage.drop_last,
         device=device,
         take=take,
         world=world,
-        unlabelled=unlabelled,
+        workers=stage.workers or os.cpu_count() or 1,
     )
 
 
-def network(recipe: Recipe, images: Images) -> nn.Module:
+def network(recipe: Recipe, images: AnyImages) -> nn.Module:
     """A freshly initialised network for images of this shape; a function of the recipe's seed.
 
     What the recipe freezes is frozen; what it starts from is put in by `transfer.begin`.
@@ -169,8 +132,9 @@ def network(recipe: Recipe, images: Images) -> nn.Module:
     model = build_model(
         spec.name,
         classes=len(images.classes),
-        channels=images.x.shape[1],
-        image_size=images.x.shape[2],
+        channels=images.shape[0],
+        # whatever the size of the images that it will be asked about
+        image_size=recipe.data.image_size or images.shape[1],
         mean=spec.mean,
         std=spec.std,
         **spec.options,
@@ -189,30 +153,49 @@ def network(recipe: Recipe, images: Images) -> nn.Module:
     return model
 
 
-def planned(recipe: Recipe, loader: Loader, method: Method, processes: int = 1) -> Plan:
+def planned(
+    recipe: Recipe, loaders: Sequence[AnyLoader], method: Method, processes: int = 1
+) -> Plan:
     """The updates that the recipe's budget pays for; ValueError if there is none.
 
-    method: as one of `processes` runs it.
+    loaders: each phase's.  method: as one of `processes` runs it.
     """
-    budget, images = recipe.budget, len(loader.images)
+    budget, images = recipe.budget, len(loaders[0].images)
+    paid = thirds_of(budget.passes, images) if budget.passes else None
 
     def update_thirds(size: int) -> list[int]:
         # what each process rounds for its part of a batch, it rounds alike
         return [processes * cost for cost in method.update_thirds(size // processes)]
 
-    found = plan(
-        loader.batch_sizes,
-        update_thirds,
-        budget_thirds=thirds_of(budget.passes, images) if budget.passes else None,
-        data_passes=budget.data_passes,
-    )
+    if recipe.phases:
+        found = plan_phases(
+            [loader.batch_sizes for loader in loaders],
+            [phase.share for phase in recipe.phases],
+            update_thirds,
+            budget_thirds=paid,
+            data_passes=budget.data_passes,
+        )
+    else:
+        found = plan(
+            loaders[0].batch_sizes,
+            update_thirds,
+            budget_thirds=paid,
+            data_passes=budget.data_passes,
+        )
     if found.updates == 0:
-        first = update_thirds(loader.batch_sizes[0])[0]
+        first = update_thirds(loaders[0].batch_sizes[0])[0]
         raise ValueError(
             f"the budget pays for no update: one costs {passes_of(first, images):.3g} passes "
             f"per training image, the budget is {budget.passes or budget.data_passes:.3g}"
         )
     return found
+
+
+def task_of(recipe: Recipe) -> Task:
+    """What the recipe's network is trained for."""
+    if recipe.detects:
+        return Detection(recipe.task.attack)
+    return Classification(recipe.task.label_smoothing)
 
 
 def learner(recipe: Recipe, model: nn.Module, plan: Plan) -> Learner:
@@ -240,7 +223,8 @@ def learner(recipe: Recipe, model: nn.Module, plan: Plan) -> Learner:
     share = _schedule(recipe.schedule)
 
     def settings(update: int, begun: int) -> dict[str, float]:
-        now = share(update - begun, plan.updates - begun)
+        since = plan.place(begun)
+        now = share(plan.place(update) - since, plan.updates - since)
         rate = {"lr": highest * now}
         if recipe.schedule.cycle_momentum:
             rate["momentum"] = cycled_momentum(now)
@@ -249,7 +233,7 @@ def learner(recipe: Recipe, model: nn.Module, plan: Plan) -> Learner:
     return Learner(
         model,
         optimizer,
-        Classification(recipe.task.label_smoothing),
+        task_of(recipe),
         schedule=settings,
         precision=engine.precision,
         probe_norm=engine.probe_norm,
@@ -266,5 +250,6 @@ def _schedule(spec: ScheduleSpec) -> Schedule:
         "piecewise": piecewise(spec.drops, spec.factor),
         "cosine": cosine(),
         "constant": constant(),
+        **({"knots": knotted(spec.knots)} if spec.knots else {}),
     }
     return warmed(shapes[spec.shape], spec.warmup)

@@ -1,15 +1,37 @@
 """What a model is trained for: the loss that is learned and what counts as right."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gratis.boxes import Answers, Climbed, retinanet_losses
 from gratis.losses import cross_entropy
 
 NO_LABEL = -1
 """The class index of an image that has none."""
+
+
+class Task(Protocol):
+    """What an engine asks of a task; answers are what the network returns for a batch."""
+
+    def loss(self, answers: Any, y: Tensor) -> Tensor:
+        """The mean loss that is learned, a scalar."""
+        ...
+
+    def losses(self, answers: Any, y: Tensor) -> Tensor:
+        """What attacks climb, [B]."""
+        ...
+
+    def correct(self, answers: Any, y: Tensor) -> Tensor:
+        """Whether each image is answered as labelled, bool [B]."""
+        ...
+
+    def labelled(self, y: Tensor) -> Tensor:
+        """How many of the images have a label that an answer can be right about."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,3 +63,29 @@ class Classification:
     def labelled(self, y: Tensor) -> Tensor:
         """How many of the images have a label, a whole number on the device of y."""
         return (y != NO_LABEL).sum() if y.dim() == 1 else y.new_tensor(len(y), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Boxes in each image: answers of gratis.nn.detector, y [B, M, 5] as gratis.boxes has it.
+
+    attack: the part of the loss that attacks climb, where they make a backward of their own.
+    """
+
+    attack: Climbed = "sum"
+
+    def loss(self, answers: Answers, y: Tensor) -> Tensor:
+        """RetinaNet's summed loss, the mean over images, in fp32."""
+        return retinanet_losses(answers, y).mean()
+
+    def losses(self, answers: Answers, y: Tensor) -> Tensor:
+        """The part of RetinaNet's loss that attacks climb, [B] in fp32."""
+        return retinanet_losses(answers, y, self.attack)
+
+    def correct(self, answers: Answers, y: Tensor) -> Tensor:
+        """False for every image [B]: boxes are judged by mean average precision, not one by one."""
+        return torch.zeros(len(y), dtype=torch.bool, device=y.device)
+
+    def labelled(self, y: Tensor) -> Tensor:
+        """0: no image has a label that a single answer could meet."""
+        return torch.zeros((), dtype=torch.int64, device=y.device)

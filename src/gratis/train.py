@@ -3,7 +3,8 @@
 import hashlib
 import json
 import platform
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from gratis.journal import Journal
 from gratis.launched import launch
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run, WatchedRun
-from gratis.setting import load_split, parts_of_batch, pick_device, training_data
+from gratis.setting import parts_of_batch, pick_device
 from gratis.training import Training
+from gratis.training_data import load_split, training_data
 
 
 def run(
@@ -47,11 +49,15 @@ def run(
             _check_alike(processes, recipe, out)
             if not resume:
                 parts_of_batch(recipe, processes.world)
+            share = processes.rank, processes.world
+            # streamed images are decoded by all together, others loaded after the leading process
+            first = processes.leader_first() if recipe.data.stored is None else nullcontext()
+            with first:
+                data = training_data(recipe, share, partial(_decoding, progress))
             with processes.leader_first():
-                data = training_data(recipe)
                 # now rather than after hours of training: is there anything to be judged on?
                 test = load_split(recipe.data, "test")
-            check_match(data.training, test)
+            check_match(data.training, test, resized=recipe.data.test_size is not None)
             if processes.world > 1:
                 processes.agree(training_data=data.training.fingerprint)
             directory: Run = WatchedRun(out)
@@ -65,6 +71,10 @@ def run(
         if not answered:
             evaluate_run(directory, asked, progress, test, share=(processes.rank, processes.world))
     return directory
+
+
+def _decoding(progress: Progress, done: int, total: int) -> None:
+    progress("decode", done, total, "")
 
 
 def _resumed(out: Path, resume: bool) -> bool:

@@ -1,14 +1,22 @@
 """Random crops and flips of a whole batch at once, each image its own."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FORMS = "crop-N (pad N black pixels a side, then crop at random; crop-4 for CIFAR) and flip"
+_FORMS = (
+    "crop-N (pad N black pixels a side, then crop at random; crop-4 for CIFAR), resized-crop (of "
+    "images of a folder with data.stored) and flip"
+)
+AREAS = (0.08, 1.0)
+RATIOS = (3 / 4, 4 / 3)
+TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -17,10 +25,13 @@ class Augmentation:
 
     pad: black pixels added to each side before a crop of the old size; 0 for no crop.
     flip: mirror half of the images left to right.
+    resized: cut a part of random size and shape out of each image (`random_box`), in a loader
+    that makes images the size it needs.
     """
 
     pad: int = 0
     flip: bool = False
+    resized: bool = False
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(corners [count, 2] of the crops in the padded images: row, column; flips [count])."""
@@ -51,15 +62,40 @@ def parse_augment(names: Sequence[str]) -> Augmentation:
     """`["crop-4", "flip"]` -> what it says. ValueError for another name or one given twice."""
     if isinstance(names, str):
         raise ValueError(f"augment is {names!r}; a list is needed: [{names}]")
-    pad, flip = 0, False
+    pad, flip, resized = 0, False, False
     for name in names:
         crop = re.fullmatch(r"crop-([1-9]\d*)", name)
         if name == "flip" and not flip:
             flip = True
-        elif crop and not pad:
+        elif crop and not (pad or resized):
             pad = int(crop[1])
-        elif name == "flip" or crop:
+        elif name == "resized-crop" and not (pad or resized):
+            resized = True
+        elif name in ("flip", "resized-crop") or crop:
             raise ValueError(f"augment is {list(names)}; one crop and one flip at most make sense")
         else:
             raise ValueError(f"there is no augmentation {name!r}; there are {_FORMS}")
-    return Augmentation(pad, flip)
+    return Augmentation(pad, flip, resized)
+
+
+def random_box(width: int, height: int, draw: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a part of an image of width x height pixels.
+
+    Its share of the area is uniform in AREAS, the logarithm of its shape (width : height) in
+    that of RATIOS; where TRIES such parts in a row are wider or higher than the image, the
+    largest one in its centre whose shape lies within RATIOS (Szegedy 2015, section 6, as
+    torchvision's RandomResizedCrop has it).
+    """
+    low, high = (math.log(ratio) for ratio in RATIOS)
+    for _ in range(TRIES):
+        area = width * height * draw.uniform(*AREAS)
+        ratio = math.exp(draw.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(draw.integers(width - w + 1))
+            top = int(draw.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, round(height * RATIOS[1]))
+    h = min(height, round(width / RATIOS[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

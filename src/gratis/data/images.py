@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -79,12 +80,19 @@ class Images:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        _, channels, height, width = self.x.shape
+        return channels, height, width
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over shape, dtype, pixels and labels, 64 hex digits; the same on any device."""
         digest = hashlib.sha256(f"{list(self.x.shape)} {self.x.dtype}".encode())
         for part in (self.x, self.y):
-            digest.update(part.cpu().contiguous().numpy().data)
+            for first in range(0, len(part), 1024):  # pixels may lie on a disk, more than fit
+                digest.update(part[first : first + 1024].cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     def to(self, device: str | torch.device) -> "Images":
@@ -106,13 +114,28 @@ def as_pixels(x: Tensor) -> Tensor:
     return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
 
 
-def check_match(training: Images, test: Images) -> None:
+class Described(Protocol):
+    """What a set of images says of itself, wherever its pixels are."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+
+def check_match(training: Described, test: Described, *, resized: bool = False) -> None:
     """Raise ValueError unless a model trained on `training` can be asked about `test`.
 
-    Images must have the same shape and labels the same meaning. A test set may lack the last
-    classes: where they are counted from the labels, it need not contain the highest one.
+    Images must have the same shape, but for their size if they are `resized` on purpose, and
+    labels the same meaning. A test set may lack the last classes: where they are counted from
+    the labels, it need not contain the highest one.
     """
-    if training.x.shape[1:] != test.x.shape[1:]:
+    compared = slice(1) if resized else slice(3)
+    if training.shape[compared] != test.shape[compared]:
         raise ValueError(
             f"{training.name}: {training.split} images are {_size(training)} and {test.split} "
             f"images {_size(test)} (channels x height x width); they must be the same"
@@ -137,6 +160,15 @@ def hold_out(
 ) -> tuple[Images, Images]:
     """Split `images` at random into (training, held out); both keep the order they had.
 
+    For the other arguments and errors see `divided`.
+    """
+    held_out, training = divided(len(images), share, seed=seed, at_most=at_most)
+    return images.select(training), replace(images.select(held_out), split="held-out")
+
+
+def divided(count: int, share: float, *, seed: int, at_most: int = 1000) -> tuple[Tensor, Tensor]:
+    """Which of so many images are held out, at random, and which are not; both rising.
+
     share: a fraction below 1, then at least one image and not more than `at_most`; or a count,
     an int of 1 or more; or 0, then the held-out part is empty.
     seed: the same seed holds out the same images.
@@ -144,23 +176,21 @@ def hold_out(
     Raises ValueError where nothing would be left to train on.
     """
     if isinstance(share, int):
-        count = share
+        held = share
     elif 0 <= share < 1:
-        count = min(at_most, max(1, round(share * len(images)))) if share else 0
+        held = min(at_most, max(1, round(share * count))) if share else 0
     else:
         raise ValueError(
             f"the share to hold out is {share}; it must be a fraction below 1 or a count, an int"
         )
-    if not 0 <= count < len(images):
+    if not 0 <= held < count:
         raise ValueError(
-            f"{count} of {len(images)} images are to be held out; "
-            f"give a count from 0 to {len(images) - 1}, or a fraction below 1"
+            f"{held} of {count} images are to be held out; "
+            f"give a count from 0 to {count - 1}, or a fraction below 1"
         )
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    held_out = order[:count].sort().values
-    training = order[count:].sort().values
-    return images.select(training), replace(images.select(held_out), split="held-out")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[:held].sort().values, order[held:].sort().values
 
 
-def _size(images: Images) -> str:
-    return "x".join(str(n) for n in images.x.shape[1:])
+def _size(images: Described) -> str:
+    return "x".join(str(n) for n in images.shape)

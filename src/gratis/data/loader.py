@@ -7,13 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gratis.boxes import mirrored as mirrored_boxes
 from gratis.data.augment import parse_augment
 from gratis.data.images import Images, as_pixels
+from gratis.data.scenes import Scenes
 from gratis.data.unlabelled import Unlabelled, mixed_order
 
 
 class Loader:
-    """Shuffled, augmented batches of `images`, which are moved to `device` once.
+    """Shuffled, augmented batches of `images`, which are moved to `device` once; those with boxes,
+    of which a set may be larger than a card, batch by batch.
 
     Order, crops and flips of an epoch depend on (seed, epoch number) alone and are drawn on the
     CPU: a run that resumes in the middle of an epoch sees bitwise the batches that it would have
@@ -60,7 +63,14 @@ class Loader:
                 f"crop-{self.augmentation.pad} on images of {images.x.shape[2]}x"
                 f"{images.x.shape[3]} pixels would leave some of them black: pad less"
             )
-        self.images, self.unlabelled = images.to(device), unlabelled
+        if self.augmentation.resized:
+            raise ValueError(
+                "data.augment: resized-crop cuts parts out of larger images, but these are in "
+                f"memory at {images.x.shape[2]}x{images.x.shape[3]}; set data.stored to the side "
+                "of larger ones, or use crop-4"
+            )
+        self.device, self.unlabelled = torch.device(device), unlabelled
+        self.images = images if isinstance(images, Scenes) else images.to(device)
         self._x, self._y = self.images.x, self.images.y
         if unlabelled is not None:
             parts = [
@@ -97,7 +107,8 @@ class Loader:
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number` from `start_batch` on.
 
-        Each is (x float32 [B, C, H, W] in [0, 1], y int64 [B]), on the loader's device.
+        Each is (x float32 [B, C, H, W] in [0, 1], y int64 [B]), on the loader's device; boxes
+        [B, M, 5] are mirrored with their images.
         """
         device, count = self.images.x.device, len(self.images)
         # SeedSequence mixes the two well, where seed + number would give run 1 the epochs of run 0.
@@ -115,7 +126,10 @@ class Loader:
         ]
         for rows, crops, mirrored in zip(*drawn, strict=True):
             x = self.augmentation.apply(self._x[rows], crops, mirrored)
-            yield as_pixels(x), self._y[rows]
+            y = self._y[rows]
+            if isinstance(self.images, Scenes):
+                y = mirrored_boxes(y, mirrored, self.images.side)
+            yield as_pixels(x.to(self.device)), y.to(self.device)
 
     def label(self, y: Tensor) -> None:
         """Let the unlabelled images come with labels y [M] from now on."""

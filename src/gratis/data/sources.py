@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gratis.data.detection import load_coco
 from gratis.data.folder import load_folder
 from gratis.data.images import Images
 from gratis.data.users import load_users
@@ -26,22 +27,29 @@ TORCHVISION = {
     "cifar10": ("CIFAR10", "cifar-10-batches-py/{data_batch_1..5,test_batch,batches.meta}"),
     "cifar100": ("CIFAR100", "cifar-100-python/{train,test,meta}"),
 }
-NAMES = ("digits", *TORCHVISION, "folder")
+NAMES = ("digits", *TORCHVISION, "folder", "coco")
 SILENCE_SECONDS = 30  # after which a server that says nothing is given up
 
 
 def load(
-    name: str, split: str, *, root: str | Path | None = None, image_size: int | None = None
+    name: str,
+    split: str,
+    *,
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    resize: int | None = None,
 ) -> Images:
     """The `split`, "train" or "test", of a data set, whole and in memory.
 
     name: `digits` (scikit-learn's 1797 8x8 grey images, 500 of them for the test; needs no
     file), `mnist`, `fashion-mnist`, `cifar10`, `cifar100` (by torchvision, downloaded where
-    absent), `folder` (image files, see `load_folder`; in a fixed shuffled order) or
-    `module:function` (yours, see `load_users`).
+    absent), `folder` (image files, see `load_folder`; in a fixed shuffled order), `coco` (boxes
+    in COCO's layout, see `load_coco`) or `module:function` (yours, see `load_users`).
     root: where the files are; else $GRATIS_DATA. For torchvision's it is the directory that
-    torchvision takes, for a folder the one that holds `train`.
-    image_size: what the images of a folder or PIL images are resized and cropped to.
+    torchvision takes, for a folder the one that holds `train`, for coco `annotations`.
+    image_size: what the images of a folder or PIL images are resized and cropped to, and those
+    of coco fitted into.
+    resize: of a folder, see `folder.cropped`.
 
     Raises ValueError for an unknown name or split, data that is not there, or data that
     `Images` refuses.
@@ -53,9 +61,11 @@ def load(
     elif name == "digits":
         images = _digits(split)
     elif name in TORCHVISION:
-        images = _torchvision(name, split, _root(name, root))
+        images = _torchvision(name, split, root_of(name, root))
     elif name == "folder":
-        images = _shuffled(load_folder(_root(name, root), split, image_size))
+        images = _shuffled(load_folder(root_of(name, root), split, image_size, resize))
+    elif name == "coco":
+        images = load_coco(root_of(name, root), split, image_size)
     else:
         nearest = difflib.get_close_matches(name, NAMES, n=1)
         raise ValueError(
@@ -84,7 +94,8 @@ def _root_if_given(root: str | Path | None) -> Path | None:
     return Path(given).expanduser() if given else None
 
 
-def _root(name: str, root: str | Path | None) -> Path:
+def root_of(name: str, root: str | Path | None) -> Path:
+    """The directory of a data set; ValueError if none is given or there."""
     path = _root_if_given(root)
     if path is None:
         raise ValueError(

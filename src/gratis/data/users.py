@@ -24,8 +24,9 @@ _NEEDED = (
 def load_users(name: str, split: str, root: Path | None, image_size: int | None) -> Images:
     """What the function `name` (module:function) returns for (split=, root=).
 
-    A tuple (x, y): x uint8 or float in [0, 1], [N, H, W], [N, C, H, W] or [N, H, W, C], which is
-    recognised by a last dimension of 1 or 3 where dimension 1 is neither; y [N] of integers.
+    `Images` are taken as they are. A tuple (x, y): x uint8 or float in [0, 1], [N, H, W],
+    [N, C, H, W] or [N, H, W, C], which is recognised by a last dimension of 1 or 3 where
+    dimension 1 is neither; y [N] of integers.
     Or a map-style data set of (PIL image or tensor, label); PIL images are resized to
     `image_size` where it is given. Class names are the data set's attribute `classes`, or
     "0", "1", ... up to the highest label.
@@ -34,6 +35,8 @@ def load_users(name: str, split: str, root: Path | None, image_size: int | None)
     """
     function = _function(name)
     result = function(split=split, root=root)
+    if isinstance(result, Images):
+        return result
     if isinstance(result, tuple) and len(result) == 2:
         x, y = _tensor(name, "x", result[0]), _tensor(name, "y", result[1])
     elif hasattr(result, "__len__") and hasattr(result, "__getitem__"):

@@ -12,6 +12,7 @@ from torch import nn
 
 from gratis.nn.auxbn import add_aux, drop_aux, group_norms
 from gratis.nn.batchnorm import parameters_by_decay, set_momentum, untracked_statistics
+from gratis.nn.detector import Detector, retinanet
 from gratis.nn.normalize import Normalize, PerImageStandardize
 from gratis.nn.resnet import PreActResNet18, WideResNet32x10
 from gratis.nn.resnet9 import ResNet9
@@ -20,6 +21,7 @@ from gratis.nn.syncedbn import sync_norms
 
 __all__ = [
     "MODELS",
+    "Detector",
     "Normalize",
     "PerImageStandardize",
     "PreActResNet18",
@@ -31,6 +33,7 @@ __all__ = [
     "group_norms",
     "mnist_net",
     "parameters_by_decay",
+    "retinanet",
     "set_momentum",
     "small_conv",
     "sync_norms",
@@ -60,6 +63,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn-32-10": WideResNet32x10,
     "resnet18": partial(_torchvision, "resnet18"),
     "resnet50": partial(_torchvision, "resnet50"),
+    "retinanet-r18": partial(retinanet, "resnet18"),
+    "retinanet-r50": partial(retinanet, "resnet50"),
 }
 
 
@@ -73,7 +78,8 @@ def build_model(
     std: Sequence[float] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A new network: [B, channels, image_size, image_size] in [0, 1] -> logits [B, classes].
+    """A new network: [B, channels, image_size, image_size] in [0, 1] -> logits [B, classes], or
+    a detector's answers.
 
     name: a key of `MODELS`; `timm:NAME`, a model of timm without weights (a ViT wants the option
     `img_size`); or `module:function`, yours, called with classes, channels, image_size and the

@@ -5,6 +5,7 @@ from types import MethodType
 
 from torch import nn
 
+from gratis.nn.detector import CLASSES, Detector
 from gratis.nn.normalize import Normalize
 
 ALL_BUT_HEAD = "all-but-head"
@@ -18,10 +19,13 @@ def behind_normalize(model: nn.Module) -> nn.Module:
 
 
 def head_of(net: nn.Module, classes: int) -> str:
-    """The name of the layer that answers: the last one with an output for each class.
+    """The name of the layer that answers: the last one with an output for each class; of a
+    detector the one that says which class.
 
     Raises ValueError where no linear layer or convolution has so many outputs.
     """
+    if isinstance(net, Detector):
+        return CLASSES
     found: list[str] = [
         name
         for name, module in net.named_modules()

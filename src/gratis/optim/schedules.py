@@ -4,8 +4,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from math import cos, pi
 
-Schedule = Callable[[int, int], float]
-"""(update counted from 0, updates of the run) -> share of the highest rate, in [0, 1]."""
+import numpy as np
+
+Schedule = Callable[[float, float], float]
+"""(update counted from 0, updates of the run) -> share of the highest rate, in [0, 1].
+
+Neither need be a whole number: where batches are of several sizes, they say how far the
+data has been gone through.
+"""
 
 
 def cyclic(peak: float = 0.4) -> Schedule:
@@ -14,7 +20,7 @@ def cyclic(peak: float = 0.4) -> Schedule:
     The first update's rate is 0, as in the released code.
     """
 
-    def share(update: int, updates: int) -> float:
+    def share(update: float, updates: float) -> float:
         top = peak * updates
         return update / top if update < top else (updates - update) / (updates - top)
 
@@ -24,7 +30,7 @@ def cyclic(peak: float = 0.4) -> Schedule:
 def piecewise(drops: Sequence[float], factor: float) -> Schedule:
     """1, multiplied by `factor` from each share of the run in `drops` on."""
 
-    def share(update: int, updates: int) -> float:
+    def share(update: float, updates: float) -> float:
         return float(factor ** bisect_right(sorted(drops), update / updates))
 
     return share
@@ -39,6 +45,14 @@ def constant() -> Schedule:
     return lambda update, updates: 1.0
 
 
+def knotted(knots: Sequence[Sequence[float]]) -> Schedule:
+    """Linear between (share of the run, share of the rate), each update's where it ends: the
+    released ImageNet code of Wong 2020 takes the rate at epoch + (batch + 1) / batches.
+    """
+    places, rates = zip(*knots, strict=True)
+    return lambda update, updates: float(np.interp((update + 1) / updates, places, rates))
+
+
 def warmed(shape: Schedule, warmup: float) -> Schedule:
     """A climb over share `warmup` of the run to where `shape` begins, then `shape` over the rest.
 
@@ -48,7 +62,7 @@ def warmed(shape: Schedule, warmup: float) -> Schedule:
     such as drops, are shares of what is left after the climb.
     """
 
-    def share(update: int, updates: int) -> float:
+    def share(update: float, updates: float) -> float:
         climb = min(round(warmup * updates), updates - 1)
         rest = updates - climb
         if update < climb:

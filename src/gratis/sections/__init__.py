@@ -1,6 +1,6 @@
 """The sections of a recipe: plain dataclasses whose defaults are this package's own choices."""
 
-from gratis.sections.course import Budget, Engine, Optimizer, Schedule
+from gratis.sections.course import Budget, Engine, Optimizer, Phase, Schedule
 from gratis.sections.judgement import Check, Evaluation, Guard
 from gratis.sections.subject import About, Data, Model, Task, Unlabelled
 
@@ -14,6 +14,7 @@ __all__ = [
     "Guard",
     "Model",
     "Optimizer",
+    "Phase",
     "Schedule",
     "Task",
     "Unlabelled",

@@ -71,15 +71,18 @@ class Schedule:
     warmup: share of the run in which the rate first climbs, linearly by update, to where the
     shape begins; the shape then has the rest of the run for itself, and drops are shares of that
     rest: 5 passes of warm-up before 100 of the shape are a warmup of 5/105. Not for cyclic.
+    knots: with the shape knots, (share of the run, share of learning_rate) from (0, ...) to
+    (1, ...); the rate is linear between them, each update's where the update ends.
     cycle_momentum: from 0.9 down to 0.8 at the peak and back, as PyTorch's CyclicLR does
     unless told otherwise, and so the released Fast code did.
     """
 
-    shape: Literal["cyclic", "piecewise", "cosine", "constant"] = "cyclic"
+    shape: Literal["cyclic", "piecewise", "cosine", "constant", "knots"] = "cyclic"
     peak: float = 0.4
     drops: tuple[float, ...] = (0.5, 0.75)
     factor: float = 0.1
     warmup: float = 0.0
+    knots: tuple[tuple[float, ...], ...] = ()
     cycle_momentum: bool = False
 
     def __post_init__(self) -> None:
@@ -89,6 +92,38 @@ class Schedule:
             raise ValueError(f"warmup={self.warmup} is no share of the run; give 5/105, say")
         if self.warmup and self.shape == "cyclic":
             raise ValueError("warmup: a cyclic rate climbs by itself; set peak, or another shape")
+        self._check_knots()
+
+    def _check_knots(self) -> None:
+        if (self.shape == "knots") != bool(self.knots):
+            raise ValueError("knots: the shape knots needs them, and no other has a use for them")
+        if not self.knots:
+            return
+        if any(len(knot) != 2 for knot in self.knots):
+            raise ValueError("knots: each is a pair, (share of the run, share of learning_rate)")
+        places = [place for place, _ in self.knots]
+        if places[0] != 0 or places[-1] != 1 or places != sorted(set(places)):
+            raise ValueError(f"knots at {places} of the run must rise from 0 to 1")
+        if not all(0 <= rate <= 1 for _, rate in self.knots):
+            raise ValueError("knots: rates are shares of learning_rate, from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the run that sees images in a way of its own; what is None is as in `data`.
+
+    share: of the run's data passes; it begins and ends with a whole one.  image_size, stored: as
+    in Data, for streamed images.
+    """
+
+    share: float
+    batch_size: int | None = None
+    image_size: int | None = None
+    stored: int | Literal["files"] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Unlabelled:
 
 @dataclass(frozen=True)
 class Data:
-    """name: digits, mnist, fashion-mnist, cifar10, cifar100, folder, or module:function.
+    """name: digits, mnist, fashion-mnist, cifar10, cifar100, folder, coco, or module:function.
     root: where the files lie; else $GRATIS_DATA.  holdout: share (below 1) or number of the
     training images kept for checks, at most 1,000.  limit: only the first so many training
     images are used, held-out ones among them.  augment: crop-N (zero padding), flip.
@@ -49,6 +49,12 @@ class Data:
     centre-cropped to it.  test_size: what it is asked about, image_size unless given.
     test_resize: the shorter side that images are resized to before their centre of test_size is
     cut out; test_size unless given, 0 to leave them as large as they are.
+    stored: images of a folder are not held in memory but streamed: decoded once, their shorter
+    side at most so many pixels, and kept on disk; or "files", decoded each time.  cache: the
+    directory where they are kept; .gratis-cache below the root unless given.  workers: threads
+    that read; one for each core unless given.
+    test_split: "train" where nothing but the training images is there to be judged on, which
+    shows that a model can learn them and no more.
     labels: only so many training labels are kept, equally many of each class, by the seed;
     held-out images are among them.  unlabelled: how images without labels are used.
     """
@@ -62,7 +68,11 @@ class Data:
     image_size: int | None = None
     test_size: int | None = None
     test_resize: int | None = None
+    stored: int | Literal["files"] | None = None
+    cache: str | None = None
+    workers: int | None = None
     drop_last: bool = False
+    test_split: Literal["test", "train"] = "test"
     labels: int | None = None
     unlabelled: Unlabelled | None = None
 
@@ -80,6 +90,28 @@ class Data:
             )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be at least 1 image")
+        for key in ("image_size", "test_size", "workers"):
+            if (value := getattr(self, key)) is not None and value < 1:
+                raise ValueError(f"{key}={value} must be at least 1")
+        if self.test_resize is not None and self.test_resize < 0:
+            raise ValueError(f"test_resize={self.test_resize} must be 0 or more pixels")
+        self._check_stored()
+
+    def _check_stored(self) -> None:
+        if self.stored is None:
+            if self.cache is not None or self.workers is not None:
+                raise ValueError("cache and workers are for streamed images: give stored as well")
+            return
+        if isinstance(self.stored, int) and self.stored < 1:
+            raise ValueError(f"stored={self.stored} must be at least 1 pixel, or files")
+        if self.name != "folder" or self.image_size is None:
+            raise ValueError(
+                f"stored={self.stored} streams images of name=folder, cut to image_size; give both"
+            )
+        if self.labels is not None or self.unlabelled is not None:
+            raise ValueError(
+                "labels and unlabelled are for images in memory; leave them or stored out"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,14 +158,25 @@ class Model:
 
 @dataclass(frozen=True)
 class Task:
-    """label_smoothing: the share of each label that is spread over all classes (Szegedy 2016,
+    """name: one class an image, or boxes.
+    label_smoothing: the share of each label that is spread over all classes (Szegedy 2016,
     section 7) in the loss that is learned from; attacks climb the plain one. Losses that methods
     bring along (TRADES, GradAlign's penalty, mixed images) are not smoothed.
+    attack: for detection, the part of the loss that attacks climb while training: the sum, that
+    of the classes, that of the boxes.
     """
 
+    name: Literal["classification", "detection"] = "classification"
     label_smoothing: float = 0.0
+    attack: Literal["sum", "class", "box"] = "sum"
 
     def __post_init__(self) -> None:
+        if self.name == "detection" and self.label_smoothing:
+            raise ValueError("label_smoothing is for classification; leave it out for detection")
+        if self.name == "classification" and self.attack != "sum":
+            raise ValueError(
+                f"attack={self.attack} is for detection, whose loss has parts; leave it out"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"label_smoothing={self.label_smoothing} must be a share of the label: 0 or more, "

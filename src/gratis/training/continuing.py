@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from gratis.budget import Meter, passes_of
+from gratis.data import Loader
 from gratis.pseudo import pseudo_labels
+from gratis.setting import AnyLoader
 from gratis.transfer import begin
 
 if TYPE_CHECKING:
@@ -50,15 +52,18 @@ def state_of(run: "Training") -> dict[str, Any]:
     return state
 
 
-def bring_in(run: "Training", saved: dict[str, Any] | None, model: nn.Module) -> None:
+def bring_in(
+    run: "Training", loader: AnyLoader, saved: dict[str, Any] | None, model: nn.Module
+) -> None:
     """Weights to start from and pseudo-labels: taken from other runs once, then kept."""
     if saved is None:
-        run.start = begin(run.recipe, model, len(run.loader.images.classes))
-        run.pseudo = pseudo_labels(run.recipe, run.loader, run.processes)
+        run.start = begin(run.recipe, model, len(loader.images.classes))
+        run.pseudo = pseudo_labels(run.recipe, loader, run.processes)
     else:
         run.start, run.pseudo = saved["start"], saved["pseudo"]
     if run.pseudo is not None:
-        run.loader.label(run.pseudo["labels"])
+        assert isinstance(loader, Loader)  # streamed images all have their labels
+        loader.label(run.pseudo["labels"])
 
 
 def take_up(

@@ -15,15 +15,9 @@ from gratis.methods.in_parts import InParts
 from gratis.passes import Batch
 from gratis.recipe import Recipe
 from gratis.run import Run
-from gratis.setting import (
-    TrainingData,
-    build_loader,
-    learner,
-    network,
-    parts_of_batch,
-    planned,
-)
+from gratis.setting import AnyLoader, build_loaders, learner, network, parts_of_batch, planned
 from gratis.training.continuing import bring_in, state_of, take_up
+from gratis.training_data import TrainingData
 
 
 class Training:
@@ -46,27 +40,27 @@ class Training:
         device = processes.device
         self.images = len(data.training)
         self.method = recipe.build_method() if shares == 1 else InParts(recipe.build_method, shares)
-        self.loader = build_loader(
+        self.epoch = self.batch = 0
+        self.loaders = build_loaders(
             recipe,
-            data.training,
+            data,
             device,
             take=lambda size: processes.rows(
                 self.method.parts(size // processes.world), shares=shares
             ),
             world=self.parts,
-            unlabelled=data.unlabelled,
         )
         self.start: dict[str, Any] | None
         self.pseudo: dict[str, Any] | None
         model = network(recipe, data.training).to(device)
-        bring_in(self, saved, model)
-        self.method.bind(model, self.loader.images.pixels(slice(1)))
-        self.plan = planned(recipe, self.loader, self.method, processes.world)
+        first = self.loaders[0]
+        bring_in(self, first, saved, model)
+        self.method.bind(model, first.images.pixels(slice(1)).to(device))
+        self.plan = planned(recipe, self.loaders, self.method, processes.world)
         self.learner = learner(recipe, model, self.plan)
         self.checker, self.recovery, self.early_stop = watchers(recipe, data.held_out.to(device))
         self.checked = Meter()
         self.best = (-1.0, -1.0)
-        self.epoch = self.batch = 0
         self.seconds = 0.0
         self.stopped = self.done = False
         take_up(self, saved, warnings, data.skipped)
@@ -77,6 +71,11 @@ class Training:
             records=directory.log(),
             record=journal.event,
         )
+
+    @property
+    def loader(self) -> AnyLoader:
+        """Of the phase that the present epoch belongs to."""
+        return self.loaders[self.plan.phase(self.epoch)]
 
     def _first_part(self, shares: int) -> tuple[Tensor, Tensor]:
         """What the network sees at once of the first batch."""
@@ -91,12 +90,13 @@ class Training:
             return
         self.progress("train", self.learner.updates, self.plan.updates, "")
         self._clock = self._saved = time.perf_counter()
-        check_every = max(1, round(self.recipe.check.every * len(self.loader)))
         while self._going:
-            for x, y in self.loader.epoch(self.epoch, self.batch):
+            loader = self.loader
+            check_every = max(1, round(self.recipe.check.every * len(loader)))
+            for x, y in loader.epoch(self.epoch, self.batch):
                 self._learn(Batch(x, y))
-                place = self.epoch * len(self.loader) + self.batch
-                if self.batch == len(self.loader):
+                place = self.epoch * len(loader) + self.batch
+                if self.batch == len(loader):
                     self._end_epoch()
                 if not self._going:
                     break
