@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from gratis import answers
 from gratis.balls import Ball
 from gratis.data import Images
+from gratis.detection import precision_entry
 from gratis.evaluate import Robustness, check_masking, robust_accuracy
+from gratis.evaluate.detection import judge
 from gratis.evaluate.robustness import BATCHES_IN_A_POOL, always, pools_of
 from gratis.names import spell
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
-from gratis.setting import load_split, network, pick_device
+from gratis.setting import network, pick_device
+from gratis.training_data import AnyImages, load_split
 from gratis.unfinished import Unfinished, fingerprint
 from gratis.weights import weights_of
 
@@ -37,6 +41,7 @@ class Question:
     before have left, for their union alone.  checks: which masking checks are made; "full" is
     implied by autoattack, unless it is "none".  surrogate: a run whose network lends its
     adversarial points to them.  keep_points: every adversarial point is kept.
+    detects: the run finds boxes, which are not attacked: mean average precision is asked for.
     """
 
     attacks: tuple[str, ...]
@@ -47,9 +52,13 @@ class Question:
     checks: Literal["none", "quick", "full"] = "quick"
     surrogate: Run | None = None
     keep_points: bool = False
+    detects: bool = False
 
     def answered_by(self, results: dict[str, Any] | None) -> bool:
-        """Whether every attack under every ball stands in results.json."""
+        """Whether every attack under every ball, or the precision, stands in results.json."""
+        if self.detects:
+            found = (results or {}).get("detection", {})
+            return bool(found.get("checkpoint") == self.checkpoint)
         given = {
             (entry["attack"], entry["threat"]["norm"], entry["threat"]["eps"], entry["checkpoint"])
             for entry in (results or {"evaluations": []})["evaluations"]
@@ -64,9 +73,11 @@ class Question:
 def question(recipe: Recipe) -> Question:
     """The evaluation that the recipe asks for."""
     wanted = recipe.evaluation
-    return Question(
-        wanted.attacks, tuple(recipe.evaluation_balls()), wanted.limit, wanted.checkpoint
-    )
+    if recipe.detects:
+        judge()  # what lacks is said now rather than after hours of training
+    attacks = () if recipe.detects else wanted.attacks
+    balls = () if recipe.detects else tuple(recipe.evaluation_balls())
+    return Question(attacks, balls, wanted.limit, wanted.checkpoint, detects=recipe.detects)
 
 
 def evaluate_run(
@@ -88,13 +99,44 @@ def evaluate_run(
     state, warnings = run.load_checkpoint(asked.checkpoint)
     if images is None:
         images = load_split(recipe.data, "test")
-    results = run.results or answers.header(run, recipe, images)
+    results = described(run, recipe, images, state)
+    if warnings:
+        results["warnings"] = warnings
     if asked.limit is not None:
-        images = _first(images, asked.limit)
+        images = first_of(images, asked.limit)
     device = pick_device(recipe.engine.device)
     model = trained(recipe, images, state).to(device)
     if recipe.engine.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    if asked.detects:
+        if share[0]:
+            return []  # one process is enough
+        of = (asked.checkpoint, state["updates"])
+        found = precision_entry(model, images, recipe, of, partial(progress, "evaluate"))
+        run.write_results(results | {"detection": found})
+        return [found]
+    if recipe.data.stored is None:  # else they may be more than a device holds; batches move
+        images = images.to(device)
+    setting = _Setting(run, asked, recipe, model, images, state["updates"], progress, share)
+    if setting.rank:
+        for ball in asked.balls:
+            setting.answer_share(ball)
+        return []
+    given = []
+    for ball in asked.balls:
+        given += setting.under(ball, results)
+    run.write_results(results)
+    for unfinished in setting.unfinished:
+        unfinished.done()
+    return given
+
+
+def described(run: Run, recipe: Recipe, images: Images, state: dict[str, Any]) -> dict[str, Any]:
+    """The run's results.json, begun if there is none, with what a checkpoint says of itself.
+
+    images: all of the test split.
+    """
+    results = run.results or answers.header(run, recipe, images)
     if "given" in state:
         results |= {"method": state["given"]["model"], "given": state["given"]}
     if state.get("start") is not None:
@@ -103,22 +145,7 @@ def evaluate_run(
         results["pseudo_labels"] = state["pseudo"]["record"]
     # what the run cost, whichever of its checkpoints is evaluated
     results["budget"] = run.load_checkpoint("last")[0]["budget"]
-    setting = _Setting(
-        run, asked, recipe, model, images.to(device), state["updates"], progress, share
-    )
-    if setting.rank:
-        for ball in asked.balls:
-            setting.answer_share(ball)
-        return []
-    given = []
-    for ball in asked.balls:
-        given += setting.under(ball, results)
-    if warnings:
-        results["warnings"] = warnings
-    run.write_results(results)
-    for unfinished in setting.unfinished:
-        unfinished.done()
-    return given
+    return results
 
 
 class _Setting:
@@ -248,7 +275,8 @@ class _Setting:
             return None
         recipe = from_plain(self.asked.surrogate.recipe)
         state, _ = self.asked.surrogate.load_checkpoint(recipe.evaluation.checkpoint)
-        return trained(recipe, self.images, state).to(self.images.x.device).eval()
+        device = next(self.model.parameters()).device
+        return trained(recipe, self.images, state).to(device).eval()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, len(self.images), self.batch_size):
@@ -256,7 +284,7 @@ class _Setting:
             yield self.images.pixels(chosen), self.images.y[chosen]
 
 
-def _first(images: Images, limit: int) -> Images:
+def first_of(images: Images, limit: int) -> Images:
     """The first images of a test split; ValueError if they say nothing of the other classes."""
     chosen = images.select(torch.arange(min(limit, len(images))))
     if len(chosen) >= 10 * len(images.classes) and int(chosen.y.min()) == int(chosen.y.max()):
@@ -267,7 +295,7 @@ def _first(images: Images, limit: int) -> Images:
     return chosen
 
 
-def trained(recipe: Recipe, images: Images, state: dict[str, Any]) -> nn.Module:
+def trained(recipe: Recipe, images: AnyImages, state: dict[str, Any]) -> nn.Module:
     """The network with a checkpoint's weights, the averaged ones where there are any."""
     model = network(recipe, images)
     try:

@@ -8,6 +8,7 @@ from gratis.names import spell
 from gratis.run import Record, Run
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from gratis.assess import Progress
@@ -31,10 +32,19 @@ def table(runs: list[Run]) -> None:
     for protocol, rows in protocols.items():
         console.print(_rows(protocol, rows))
     for run in runs:
+        if (found := (run.results or {}).get("detection")) is not None:
+            console.print(_boxes(run.results or {}, found))
+    for run in runs:
         for line in _about(run, named=len(runs) > 1):
             console.print(line, highlight=False, soft_wrap=True)
+    if protocols:
+        console.print(
+            "robust: with its 95 % interval over the test images; "
+            "an upper bound on true robustness",
+            style="dim",
+            highlight=False,
+        )
     console.print(
-        "robust: with its 95 % interval over the test images; an upper bound on true robustness\n"
         "passes: forward, input gradient and weight gradient of one image, a third each, spent "
         "per training image; seconds: training alone",
         style="dim",
@@ -65,6 +75,30 @@ def _rows(protocol: str, rows: list[tuple[Record, Record]]) -> "Table":
     return shown
 
 
+def _boxes(results: Record, found: Record) -> "Table":
+    """What a detector found, in the figures that papers print."""
+    from rich import box
+    from rich.table import Table
+
+    from gratis.report.detection import FIGURES, notes, points, protocol
+
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"mean average precision: {protocol(found)}",
+        title_justify="left",
+        title_style="bold",
+        caption="\n".join(notes(found)) or None,
+        caption_justify="left",
+    )
+    shown.add_column("method")
+    for column in (*FIGURES.values(), "passes", "seconds"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    budget = results["budget"]
+    spent = (f"{budget['metered_passes']:.1f}", f"{budget['seconds']:.0f}")
+    shown.add_row(results["method"], *(points(found[key]) for key in FIGURES), *spent)
+    return shown
+
+
 def _about(run: Run, named: bool) -> "Iterator[str]":
     """What stands beside the tables: the worst of several attacks, signs of masking."""
     results = run.results or {}
@@ -91,6 +125,68 @@ def _measured(entry: Record) -> str:
         f"{threat['norm']} {spell(threat['eps'])}, {images['count']} {images['split']} images, "
         f"checkpoint {entry['checkpoint']}"
     )
+
+
+def shifts(run: Run, names: list[str]) -> None:
+    """Of each of these shifts a table of errors, if it has corruptions, and its figures."""
+    from rich.console import Console
+
+    from gratis.report.detection import is_coco_c
+    from gratis.report.shifts import facts, notes, protocol
+
+    console = Console()
+    for entry in (run.results or {}).get("shifts", []):
+        if entry["shift"] not in names:
+            continue
+        if is_coco_c(entry):
+            _coco_c(console, entry)
+            continue
+        console.print(protocol(entry), style="bold", highlight=False, markup=False, soft_wrap=True)
+        if "cells" in entry:
+            console.print(_errors(entry))
+        for line in (*(f"{name}: {figure}" for name, figure in facts(entry)), *notes(entry)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _coco_c(console: "Console", entry: Record) -> None:
+    """Mean average precision by corruption and severity, and its means."""
+    from rich import box
+    from rich.table import Table
+
+    from gratis.report.detection import facts, notes, points, protocol, table
+
+    found = table(entry)
+    shown = Table(box=box.SIMPLE_HEAD)
+    shown.add_column("mAP at severity")
+    for column in (*found["severities"], "mean"):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in found["rows"]:
+        shown.add_row(row["name"], *map(points, [*row["cells"], row["mean"]]))
+    console.print(protocol(entry), style="bold", highlight=False, markup=False, soft_wrap=True)
+    console.print(shown)
+    for line in (*(f"{name}: {figure}" for name, figure in facts(entry)), *notes(entry)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _errors(entry: Record) -> "Table":
+    """Errors in percent by corruption and severity."""
+    from rich import box
+    from rich.table import Table
+
+    from gratis.report.shifts import table
+
+    found = table(entry)
+    shown = Table(box=box.SIMPLE_HEAD)
+    shown.add_column("error % at severity")
+    for column in (*found["severities"], "mean", *(["CE"] if found["normalised"] else [])):
+        shown.add_column(column, justify="right", no_wrap=True)
+    for row in found["rows"]:
+        cells = [f"{100 * cell['error']:.1f}" if cell else "" for cell in row["cells"]]
+        ce = [f"{100 * row['ce']:.1f}" if row["ce"] is not None else ""]
+        shown.add_row(
+            row["name"], *cells, f"{100 * row['mean']:.1f}", *(ce if found["normalised"] else [])
+        )
+    return shown
 
 
 @contextmanager

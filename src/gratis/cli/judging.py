@@ -1,26 +1,52 @@
 """The commands about a trained run: evaluate, verify, pictures, report, export."""
 
 import argparse
+from pathlib import Path
 
 from gratis import recipe as recipes
 from gratis import terminal
-from gratis.cli.paths import refuse_taken, run_and_checkpoint, runs_at, write_page
+from gratis.cli.paths import refuse_taken, run_and_checkpoint, runs_at, shifts_of, write_page
 from gratis.launched import rank_and_world
 from gratis.names import parse_attack
 from gratis.run import REPORT, VIEWS, Run, WatchedRun
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Attack a trained run, or a model of your own, and add the outcome to its results."""
+    """Attack a trained run, or a model of your own, or show it images from elsewhere (--shift)."""
     for attack in options.attack or []:
         parse_attack(attack)
+    shifts = shifts_of(options)
+    for flag in ("corruptions", "severities", "partial"):
+        if getattr(options, flag) and not shifts:
+            raise ValueError(f"--{flag} goes with --shift; without one nothing would heed it")
     run, checkpoint = _evaluated(options)
+    attacked = options.attack or not shifts
+    if attacked:
+        _attack(run, checkpoint, options)
+    rank, _ = rank_and_world()
+    if rank:  # of torchrun's processes the first one shows, reports, and looks at shifts
+        return 0
+    if shifts:
+        _shift(run, checkpoint, shifts, options)
+    if attacked:
+        terminal.table([run])
+    terminal.shifts(run, list(shifts))
+    write_page([run], run.path / REPORT)
+    return 0
+
+
+def _attack(run: Run, checkpoint: str | None, options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from gratis.assess import evaluate_run, question
     from gratis.recipe import from_plain
 
     asked = question(from_plain(run.recipe))
+    if asked.detects and (options.attack or options.eps is not None):
+        raise ValueError(
+            "this run finds boxes, which are judged by mean average precision and not attacked: "
+            "leave --attack and --eps out; --shift coco-c=generated shows it corrupted images"
+        )
     balls = asked.balls
     if options.eps is not None:
         balls = (replace(balls[0], eps=options.eps),)
@@ -36,14 +62,35 @@ def evaluate(options: argparse.Namespace) -> int:
         keep_points=options.save_adversarial,
     )
     rank, world = rank_and_world()
-    if rank:  # of torchrun's processes the first one shows and reports
+    if rank:
         evaluate_run(WatchedRun(run.path), asked, share=(rank, world))
-        return 0
+        return
     with run.locked(), terminal.bar(run.path.name) as progress:
         evaluate_run(run, asked, progress, share=(rank, world))
-    terminal.table([run])
-    write_page([run], run.path / REPORT)
-    return 0
+
+
+def _shift(
+    run: Run,
+    checkpoint: str | None,
+    shifts: dict[str, Path | None],
+    options: argparse.Namespace,
+) -> None:
+    from gratis.data.shifted import Asked
+    from gratis.shifts import shift_run
+
+    asked = [
+        Asked(
+            name,
+            place,
+            options.corruptions or 15,
+            tuple(options.severities or (1, 2, 3, 4, 5)),
+            options.limit,
+            options.partial,
+        )
+        for name, place in shifts.items()
+    ]
+    with run.locked(), terminal.bar(run.path.name) as progress:
+        shift_run(run, asked, checkpoint, progress)
 
 
 def verify(options: argparse.Namespace) -> int:

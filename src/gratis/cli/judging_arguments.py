@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gratis.cli.kinds import Command, count, number, setting_argument
+from gratis.cli.kinds import Command, count, number, setting_argument, shift_arguments
 
 
 def evaluate(command: Command) -> None:
@@ -12,6 +12,7 @@ def evaluate(command: Command) -> None:
         "interrupted evaluation goes on where it was\n"
         "examples:\n  gratis evaluate runs/digits --attack pgd-100-5 --eps 0.1\n"
         "  gratis evaluate runs/digits/checkpoints/best.pt --attack autoattack --limit 1000\n"
+        "  gratis evaluate runs/cifar10 --shift cifar10-c=DIR --shift corruptions=generated\n"
         "  gratis evaluate my_models:build --weights net.pt --data cifar10 --out runs/theirs",
     )
     attack.add_argument(
@@ -53,6 +54,27 @@ def evaluate(command: Command) -> None:
     )
     attack.add_argument(
         "--save-adversarial", action="store_true", help="keep every point in RUN/adversarial"
+    )
+    shift_arguments(attack)
+    attack.add_argument(
+        "--corruptions",
+        type=int,
+        choices=(15, 19),
+        help="with --shift: the 15 that benchmarks average, or the four extra ones too "
+        "(default: 15)",
+    )
+    attack.add_argument(
+        "--severities",
+        type=int,
+        nargs="+",
+        choices=range(1, 6),
+        metavar="N",
+        help="with --shift: these alone, as in --severities 1 3 5",
+    )
+    attack.add_argument(
+        "--partial",
+        action="store_true",
+        help="with --shift: evaluate what there is of an incomplete benchmark, and say so",
     )
     attack.add_argument(
         "--data", metavar="RECIPE", help="for MODULE:FUNCTION: the recipe with images and threat"

@@ -25,6 +25,18 @@ def training_arguments(parser: Parser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
 
 
+def shift_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--shift",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="images from another distribution: imagenet-c, cifar10-c, cifar100-c, imagenet-r or "
+        "stylized in DIR, or corruptions=generated, made from the test images; coco-c, either way; "
+        "repeatable",
+    )
+
+
 def setting_argument(parser: Parser) -> None:
     parser.add_argument(
         "--set",

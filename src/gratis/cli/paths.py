@@ -1,7 +1,9 @@
 """Paths as typed: where a run may be written, which runs they name, where the page goes."""
 
+from argparse import Namespace
 from pathlib import Path
 
+from gratis.names import parse_shift
 from gratis.run import Run
 
 CONTINUE = "give another --out, move it away, or continue it with --resume"
@@ -35,6 +37,19 @@ def runs_at(paths: list[Path]) -> list[Run]:
         alone = (path / "recipe.yaml").is_file() or not inside
         runs += [Run.open(path)] if alone else [Run.open(p) for p in inside]
     return runs
+
+
+def shifts_of(options: Namespace) -> dict[str, Path | None]:
+    """The directory of each --shift, None for generated; an early word on what is not there."""
+    found: dict[str, Path | None] = {}
+    for text in options.shift:
+        name, place = parse_shift(text)
+        if name in found:
+            raise ValueError(f"--shift {name} is given twice; evaluate one after the other")
+        found[name] = None if place is None else Path(place).expanduser()
+        if (directory := found[name]) is not None and not directory.is_dir():
+            raise ValueError(f"--shift {name}: {directory} is no directory")
+    return found
 
 
 def write_page(runs: list[Run], out: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gratis import recipe as recipes
 from gratis import terminal
-from gratis.cli.paths import refuse_taken, write_page
+from gratis.cli.paths import refuse_taken, shifts_of, write_page
 from gratis.launched import launch
 from gratis.names import parse_method
 from gratis.run import REPORT, Run, WatchedRun
@@ -85,6 +85,7 @@ def reproduce(options: argparse.Namespace) -> int:
             print(f"{name:16} {table.title} ({len(table.rows)} rows; {table.paper})")
         print("\ngratis reproduce TABLE --scale smoke|cpu|paper    or all of them: all")
         return 0
+    places = shifts_of(options)
     names = list(papers.files()) if options.table == ["all"] else options.table
     tables = [papers.read(name) for name in names]
     chosen = [table.choose(tuple(options.rows)) for table in tables]
@@ -96,7 +97,7 @@ def reproduce(options: argparse.Namespace) -> int:
         out = options.out / table.name / options.scale
         given = tuple(options.set)
         record, done = reproduce(
-            table, options.scale, out, rows=rows, given=given, bar=terminal.bar
+            table, options.scale, out, rows=rows, given=given, places=places, bar=terminal.bar
         )
         if not record:
             continue  # of torchrun's processes the first one shows, and says whether all went well
@@ -129,7 +130,7 @@ def _train(
     label: str = "",
 ) -> Run:
     recipe = recipes.from_plain(values)
-    recipe.evaluation_balls()  # a wrong method is answered before the rest is imported
+    recipe.check_method()  # a wrong method is answered before the rest is imported
     from gratis import train as training
 
     with terminal.bar(label or recipe.name) as progress:

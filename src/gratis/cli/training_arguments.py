@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from gratis.cli.kinds import Command, count, number, setting_argument, training_arguments
+from gratis.cli.kinds import (
+    Command,
+    count,
+    number,
+    setting_argument,
+    shift_arguments,
+    training_arguments,
+)
 
 
 def train(command: Command) -> None:
@@ -80,6 +87,7 @@ def reproduce(command: Command) -> None:
         "--rows", nargs="+", default=[], metavar="ROW", help="these alone (patterns: 'fgsm-*')"
     )
     setting_argument(tables)
+    shift_arguments(tables)
     tables.add_argument(
         "--out",
         type=Path,

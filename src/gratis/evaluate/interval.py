@@ -1,6 +1,9 @@
 """How sure a share of n images is."""
 
-from math import exp, inf, lgamma, log, log1p
+from math import exp, lgamma, log, log1p
+
+import numpy as np
+import numpy.typing as npt
 
 
 def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -16,23 +19,24 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 def _share_with(at_most: int, trials: int, probability: float) -> float:
     """The p for which a binomial(trials, p) is <= at_most with `probability`, by bisection."""
+    ways = np.array(
+        [lgamma(trials + 1) - lgamma(k + 1) - lgamma(trials - k + 1) for k in range(at_most + 1)]
+    )
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        if _cdf(at_most, trials, middle) > probability:
+        if _cdf(ways, trials, middle) > probability:
             low = middle
         else:
             high = middle
     return (low + high) / 2
 
 
-def _cdf(at_most: int, trials: int, p: float) -> float:
+def _cdf(ways: npt.NDArray[np.float64], trials: int, p: float) -> float:
+    """Of a binomial(trials, p) at k = len(ways) - 1.  ways: logarithms of its coefficients."""
     if p in (0.0, 1.0):
         return 1.0 if p == 0.0 else 0.0
-    logs = [
-        lgamma(trials + 1) - lgamma(k + 1) - lgamma(trials - k + 1) + k * log(p)
-        + (trials - k) * log1p(-p)
-        for k in range(at_most + 1)
-    ]  # fmt: skip
-    largest = max(logs, default=-inf)
-    return exp(largest) * sum(exp(value - largest) for value in logs)
+    k = np.arange(len(ways))
+    logs = ways + k * log(p) + (trials - k) * log1p(-p)
+    largest = float(logs.max())
+    return exp(largest) * float(np.exp(logs - largest).sum())

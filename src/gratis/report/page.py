@@ -7,11 +7,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from gratis.report.detection import FIGURES, corrupted, detections, points
 from gratis.report.flags import flags
 from gratis.report.images import attacked
 from gratis.report.plots import pareto, training_curves
 from gratis.report.protocols import protocols, verifications
 from gratis.report.runs import RunView, headline, notes, run_views
+from gratis.report.shifts import shifts
 from gratis.report.values import environment, threat
 from gratis.report.views import groups
 from gratis.run import Record, Run
@@ -41,8 +43,17 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
         flags=flags(views),
         protocols=found,
         verifications=verifications(views),
+        shifts=shifts(views),
+        detections=detections(views),
+        detection_heads=list(FIGURES.values()),
+        corrupted=corrupted(views),
+        points=points,
         pareto=pareto(found),
-        unevaluated=[view for view in views if not view.evaluations and not view.verified],
+        unevaluated=[
+            view
+            for view in views
+            if not (view.evaluations or view.verified or view.detection is not None)
+        ],
         notes=notes(views),
         curves=training_curves(views),
         pictures=[(view, _pictures(view)) for view in views],

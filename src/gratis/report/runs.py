@@ -54,6 +54,16 @@ class RunView:
         """What was found about gradient masking."""
         return self._resulting("checks")
 
+    @property
+    def detection(self) -> Record | None:
+        """What came of looking for boxes."""
+        return None if self.results is None else self.results.get("detection")
+
+    @property
+    def shifts(self) -> list[Record]:
+        """What came of images from another distribution."""
+        return self._resulting("shifts")
+
     def _resulting(self, key: str) -> list[Record]:
         return [] if self.results is None else list(self.results.get(key, []))
 
@@ -136,6 +146,10 @@ class RunView:
         what += ["--union"] * (len(attacks) > 1) + ["--eps", eps, "--limit", count]
         return self._command("evaluate", self._checkpoint(evaluation), *what)
 
+    def evaluated(self, asked: Record) -> list[str]:
+        """The words of a command that evaluates the same checkpoint."""
+        return ["gratis", "evaluate", self._checkpoint(asked)]
+
     def verify_command(self, summary: Record) -> str:
         eps, count = spell(summary["threat"]["eps"]), str(summary["images"]["count"])
         what = ["--eps", eps, "--limit", count]
@@ -214,9 +228,12 @@ def headline(views: Sequence[RunView]) -> str:
 
 def _attacked(views: Sequence[RunView]) -> str:
     attacks: dict[str, list[str]] = {}  # by threat and images
+    boxes = distinct(images(view.detection) for view in views if view.detection)
     for evaluation in (evaluation for view in views for evaluation in view.evaluations):
         against = f"({threat(evaluation['threat'])}, {images(evaluation)})"
         attacks.setdefault(against, []).append(evaluation["attack"])
+    if not attacks and boxes:
+        return f"judged by the boxes that each finds in {listed(boxes)}"
     if not attacks:
         return "not attacked yet"
     said = [f"{listed(distinct(names))} {against}" for against, names in attacks.items()]
