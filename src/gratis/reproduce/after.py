@@ -3,6 +3,7 @@ extra:KEY, arrays into the row's directory.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -13,14 +14,15 @@ from torch import nn
 
 from gratis.assess import trained
 from gratis.balls import Linf
-from gratis.data import Images, Loader
+from gratis.data import Images
 from gratis.evaluate.branches import pass_accuracies
 from gratis.evaluate.landscape import iterated_fgsm
 from gratis.pictures import surface_arrays
 from gratis.recipe import Recipe
 from gratis.reproduce.papers import Extra, Scale
 from gratis.run import Run
-from gratis.setting import load_split, pick_device, training_data
+from gratis.setting import build_loaders, pick_device
+from gratis.training_data import AnyImages, load_split, training_data
 from gratis.verify import Settings, verify_run
 
 PICTURES, SURFACES = "bim.npz", "surfaces.npz"
@@ -68,16 +70,11 @@ def landscape(run: Run, recipe: Recipe, scale: Scale) -> dict[str, float]:
 
 def accuracies(run: Run, recipe: Recipe, scale: Scale) -> dict[str, float]:
     """The share of training inputs answered rightly in each pass, in train mode."""
-    data = training_data(recipe).training
-    model = _network(run, recipe, data)
-    loader = Loader(
-        data,
-        recipe.data.batch_size,
-        seed=recipe.seed,
-        augment=recipe.data.augment,
-        drop_last=True,  # a short batch would not fill the norm groups alike
-        device=pick_device(recipe.engine.device),
-    )
+    # a short batch would not fill the norm groups alike
+    recipe = replace(recipe, data=replace(recipe.data, drop_last=True))
+    data = training_data(recipe)
+    model = _network(run, recipe, data.training)
+    loader = build_loaders(recipe, data, pick_device(recipe.engine.device))[0]
     found = pass_accuracies(
         model, recipe.build_method(), islice(loader.epoch(0), LEAK_BATCHES), seed=recipe.seed
     )
@@ -116,7 +113,7 @@ def _tested(run: Run, recipe: Recipe, count: int) -> tuple[Images, nn.Module]:
     return images.to(pick_device(recipe.engine.device)), model
 
 
-def _network(run: Run, recipe: Recipe, images: Images) -> nn.Module:
+def _network(run: Run, recipe: Recipe, images: AnyImages) -> nn.Module:
     state, _ = run.load_checkpoint(recipe.evaluation.checkpoint)
     return trained(recipe, images, state).to(pick_device(recipe.engine.device))
 

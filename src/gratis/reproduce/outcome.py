@@ -7,7 +7,9 @@ from typing import Any
 
 from gratis.names import number, spell
 from gratis.recipe import Plain
-from gratis.reproduce.papers import PREDICTED, Column, Row, Scale, Table
+from gratis.report.detection import protocol as of_boxes
+from gratis.report.shifts import protocol
+from gratis.reproduce.papers import PHASE_MINUTES, PREDICTED, SHIFTS, Column, Row, Scale, Table
 from gratis.reproduce.settings import JPEG, attack, values
 from gratis.run import Record, Run
 
@@ -136,8 +138,10 @@ def conditions(table: Table, scale: Scale, recipe: Plain, facts: Record) -> str:
     """What every line must say: scale, data, images, net, stand-ins."""
     data = recipe["data"]
     name = str(data["name"])
-    if name == "folder":
-        name = Path(data["root"]).name if data.get("root") else "folder"
+    if name in ("folder", "coco"):
+        name = Path(data["root"]).name if data.get("root") else name
+    if data.get("test_split") == "train":
+        name += " (judged on training images)"
     if name == JPEG:
         name += " (recompressed: not CIFAR-10's figures)"
     parts = [SCALE_WORDS[scale], name]
@@ -171,6 +175,8 @@ def _measured(
     column: Column, scale: Scale, recipe: Plain, results: Record, facts: Record
 ) -> Record:
     """{"measured": number, ...}, or {"why": words} for a cell without one."""
+    if column.measure in SHIFTS:
+        return _elsewhere(column, scale, results, facts)
     if not column.measured:
         return {"why": f"{NOT_YET}: {column.missing}"}
     if not results:
@@ -186,8 +192,12 @@ def _measured(
     if column.measure == "epoch-seconds":
         count = epochs(results["budget"], recipe)
         return {"measured": results["budget"]["seconds"] / count, "device": results["device"]}
+    if column.measure in PHASE_MINUTES:
+        return _phase(column, results, recipe, facts)
     if column.measure == "times-first":
         return {"why": "the first row is not done"}
+    if column.measure == "map":
+        return _precision(results["detection"])
     if column.measure == "clean":
         entry = results["evaluations"][0]
         return _accuracy(entry, entry["clean"])
@@ -196,6 +206,55 @@ def _measured(
         if entry["attack"] == attack(column, scale) and entry["threat"]["eps"] == eps:
             return _accuracy(entry, entry["robust"])
     return {"why": f"the run was not evaluated under {attack(column, scale)} at {spell(eps)}"}
+
+
+def _phase(column: Column, results: Record, recipe: Plain, facts: Record) -> Record:
+    """Minutes an epoch, as the paper counts epochs, of one phase."""
+    place = PHASE_MINUTES.index(column.measure)
+    known = facts.get("phase_seconds", [])
+    if place >= len(known) or known[place] is None:
+        return {"why": "no such phase"}
+    replays = epochs(results["budget"], recipe) / results["budget"]["data_passes"]
+    return {"measured": known[place] / 60 / replays, "device": results["device"]}
+
+
+def _precision(entry: Record) -> Record:
+    """Mean average precision times 100, as papers print it."""
+    if entry["map"] is None:
+        return {"why": "none of the images has a box"}
+    of = of_boxes(entry)
+    return {"measured": 100 * entry["map"], "images": entry["images"]["count"], "of": of}
+
+
+def _elsewhere(column: Column, scale: Scale, results: Record, facts: Record) -> Record:
+    """On images from another distribution: percent as the paper prints them, and which ones."""
+    if scale == "smoke" and column.measure == "coco-c":
+        return {"why": f"{NOT_YET}: at this scale 75 corruptions would take longer than the rest"}
+    if scale == "smoke":
+        return {"why": f"{NOT_YET}: at this scale images are grey and 8 pixels wide"}
+    entries = {entry["shift"]: entry for entry in results.get("shifts", [])}
+    for name in SHIFTS[column.measure]:
+        if name in entries:
+            return _found(entries[name])
+        if reason := facts.get("shifts", {}).get(name):
+            return {"why": reason}
+    if column.missing:
+        return {"why": f"{NOT_YET}: {column.missing}"}
+    return {"why": "not looked at yet" if results else "not run"}
+
+
+def _found(entry: Record) -> Record:
+    if "mpc" in entry:
+        said = f"mean of {entry['mpc_cells']} cells of {of_boxes(entry)}"
+        return {"measured": 100 * entry["mpc"], "images": entry["images_per_cell"], "of": said}
+    of = {"of": protocol(entry), "images": entry["images_per_cell"]}
+    if "accuracy" in entry:
+        share = entry["accuracy"]
+        interval = [100 * bound for bound in share["ci95"]]
+        return {"measured": 100 * share["accuracy"], "ci95": interval, **of}
+    key = "mean_error_19" if "mean_error_19" in entry else "mean_error"
+    of["of"] = f"mean over {19 if key == 'mean_error_19' else entry['mean_of']} of {of['of']}"
+    return {"measured": 100 * entry[key], **of}
 
 
 def _eps(recipe: Plain) -> float:

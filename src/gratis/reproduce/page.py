@@ -106,6 +106,8 @@ def remarks(record: Record) -> list[str]:
     for column in record["columns"]:
         for row in record["rows"]:
             why = row["cells"][column["name"]].get("why", "")
+            if of := row["cells"][column["name"]].get("of"):
+                said[f"{column['title']}, here: {of}."] = None
             if why.startswith(NOT_YET):
                 said[f"{column['title']}: {why}."] = None
             elif why and row["status"] == "done":

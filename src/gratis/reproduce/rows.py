@@ -9,16 +9,18 @@ from typing import Literal
 
 from gratis import train
 from gratis.assess import Progress, evaluate_run, question
+from gratis.budget import phase_ends
 from gratis.launched import rank_and_world
 from gratis.recipe import Recipe, from_plain
 from gratis.reproduce.after import EXTRAS
+from gratis.reproduce.elsewhere import Places, look
 from gratis.reproduce.outcome import FACTS, outcome
 from gratis.reproduce.page import write
 from gratis.reproduce.papers import Row, Scale, Table
 from gratis.reproduce.settings import values
 from gratis.run import RECIPE, Record, Run, WatchedRun
 from gratis.sections import Data
-from gratis.setting import load_split
+from gratis.training_data import count
 
 Status = Literal["done", "not run", "no data", "failed"]
 Bar = Callable[[str], AbstractContextManager[Progress]]
@@ -39,18 +41,20 @@ def reproduce(
     *,
     rows: tuple[Row, ...],
     given: tuple[str, ...] = (),
+    places: Places | None = None,
     bar: Bar,
 ) -> tuple[Record, bool]:
     """Make `rows` of a table in folder/ROW and write the table there after each of them.
 
-    given: settings on top of every row's.  bar: shows the progress of a row by its name.
+    given: settings on top of every row's.  places: where files of shifts are, by their names.
+    bar: shows the progress of a row by its name.
     Returns the table (see `outcome`) and whether all of `rows` are done. A row that cannot be
     made says why, and the next one is begun. Of torchrun's processes all train and the first
     alone writes; the others return no table. Raises ValueError for settings that fit no recipe.
     """
     recipes = {row.name: from_plain(values(table, row, scale, given)) for row in rows}
     for recipe in recipes.values():
-        recipe.evaluation_balls()  # a wrong method is answered before the first row is trained
+        recipe.check_method()  # a wrong method is answered before the first row is trained
     standings = {row.name: _before(table, row, scale, folder, given) for row in table.rows}
     shelf = Shelf()
     leads = rank_and_world()[0] == 0
@@ -60,6 +64,11 @@ def reproduce(
             standings[row.name] = _make(table, scale, recipes[row.name], out, shelf, bar)
             if scale != "smoke" and leads:  # there it would take longer than the row
                 _written(table, scale, folder, standings, given)
+    if scale != "smoke" and leads:  # at the end: others would wait for it to train the next row
+        for row in rows:
+            if standings[row.name].status == "done":
+                with bar(row.name) as progress:
+                    look(table, Run.open(folder / row.name), places or {}, progress)
     record = _written(table, scale, folder, standings, given) if leads else {}
     return record, all(standings[row.name].status == "done" for row in rows)
 
@@ -112,9 +121,26 @@ def _make(
         "test_images": counts[1],
         "processes": _processes(out),
         "extra": extra,
+        "phase_seconds": _phase_seconds(run, recipe),
     }
     (out / FACTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     return Standing("done")
+
+
+def _phase_seconds(run: Run, recipe: Recipe) -> list[float | None]:
+    """Training seconds of a data pass in each phase, or in the run if it has none; None for a
+    phase that the run has no whole pass of.
+    """
+    ended = {round(r["epoch"]): r["seconds"] for r in run.log() if r["kind"] == "epoch"}
+    ended[0] = 0.0
+    passes = (run.results or {})["budget"]["data_passes"]
+    begin, found = 0, []
+    for end in phase_ends([phase.share for phase in recipe.phases] or [1.0], passes):
+        last = max(epoch for epoch in ended if epoch <= end)
+        seconds = ended[last] - ended[begin] if last > begin else 0.0
+        found.append(seconds / (last - begin) if last > begin else None)
+        begin = max(begin, last)
+    return found
 
 
 def _processes(out: Path) -> int:
@@ -175,7 +201,7 @@ class Shelf:
         key = (data.name, data.root, data.image_size)
         if key not in self._known:
             try:
-                self._known[key] = (len(load_split(data, "train")), len(load_split(data, "test")))
+                self._known[key] = (count(data, "train"), count(data, "test"))
             except (ValueError, OSError) as error:
                 self._known[key] = error
         known = self._known[key]

@@ -14,6 +14,7 @@ COMMON = ("data.holdout=0", "guard.mode=off")
 
 SMOKE = (
     "data={name: digits, batch_size: 40, holdout: 0, limit: 80}",
+    "phases=[]",
     "model.name=small-conv",
     "model.options={width: 4}",
     "model.mean=null",
@@ -35,6 +36,9 @@ NO_ATTACK = "pgd-2"
 
 JPEG = "cifar10-jpeg"
 """A folder under the data's root that stands in for CIFAR-10 where that is absent."""
+
+FEW_BOXES = "coco128"
+"""COCO's first 128 training images, where COCO is absent; they have no other split."""
 
 
 def attack(column: Column, scale: Scale) -> str | None:
@@ -75,9 +79,15 @@ def _shorten(found: Plain, factor: float) -> None:
 
 
 def _at_hand(found: Plain) -> Plain:
-    """CIFAR-10 recompressed as JPEG in place of CIFAR-10, where only that is there."""
+    """CIFAR-10 recompressed as JPEG in place of CIFAR-10, and COCO's first images in place of
+    COCO, where only that is there.
+    """
     data: dict[str, Any] = found["data"]
     root = data.get("root") or os.environ.get("GRATIS_DATA")
+    if data["name"] == "coco" and root and not (Path(root) / "annotations").is_dir():
+        few = Path(root).expanduser() / FEW_BOXES
+        if few.is_dir():
+            return {**found, "data": {**data, "root": str(few), "test_split": "train"}}
     if data["name"] != "cifar10" or not root:
         return found
     folder = Path(root).expanduser()

@@ -1,0 +1,53 @@
+"""What columns about images from another distribution need of a trained row."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from gratis.assess import Progress
+from gratis.data.corruptions import COMMON, EXTRA
+from gratis.data.shifted import Asked
+from gratis.recipe import from_plain
+from gratis.reproduce.outcome import FACTS
+from gratis.reproduce.papers import MADE, SHIFTS, Table
+from gratis.run import Run
+from gratis.shifts import shift_run
+
+Places = Mapping[str, Path | None]
+"""Where the user has the files of a shift, by its name."""
+
+
+def asked(table: Table, places: Places, limit: int | None) -> list[Asked]:
+    """What the columns of a table are measured on: files that are given; corruptions are made
+    where no ImageNet-C is.
+    """
+    found = []
+    for column in table.columns:
+        for name in SHIFTS.get(column.measure, ()):
+            if places.get(name) is not None or name in MADE:
+                # Mei 2022 averages all 19 corruptions of ImageNet-C; mPC is of the 15
+                count = len(COMMON) if name == "coco-c" else len(COMMON + EXTRA)
+                found.append(Asked(name, places.get(name), count, limit=limit))
+                break
+    return found
+
+
+def look(table: Table, run: Run, places: Places, progress: Progress) -> None:
+    """Evaluate a finished row on what was not looked at yet; why it cannot be stays in FACTS."""
+    recipe = from_plain(run.recipe)
+    known = {
+        (entry["shift"], entry["checkpoint"]) for entry in (run.results or {}).get("shifts", [])
+    }
+    reasons = {}
+    for one in asked(table, places, recipe.evaluation.limit):
+        if (one.name, recipe.evaluation.checkpoint) in known:
+            continue
+        try:
+            with run.locked():
+                shift_run(run, [one], progress=progress)
+        except (ValueError, OSError, ImportError) as error:
+            reasons[one.name] = " ".join(str(error).split())
+    facts = json.loads((run.path / FACTS).read_text("utf-8"))
+    if facts.get("shifts", {}) != reasons:
+        facts = json.dumps({**facts, "shifts": reasons}, indent=2) + "\n"
+        (run.path / FACTS).write_text(facts, "utf-8")
