@@ -28,7 +28,7 @@ from gratis.balls import Ball
 from gratis.evaluate import robust_accuracy
 from gratis.recipe import from_plain
 from gratis.run import Run
-from gratis.setting import load_split
+from gratis.training_data import load_split
 
 PARTS = ("apgd-ce", "apgd-t", "fab-t", "square")
 

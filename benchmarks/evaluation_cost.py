@@ -26,7 +26,8 @@ from gratis.balls import Ball
 from gratis.evaluate import Robustness, robust_accuracy
 from gratis.recipe import from_plain
 from gratis.run import Run
-from gratis.setting import load_split, pick_device
+from gratis.setting import pick_device
+from gratis.training_data import load_split
 
 STEPS, RESTARTS = 50, 10
 UNITS = RESTARTS * (STEPS * 2 + 1) + 1

@@ -18,7 +18,7 @@ from gratis.evaluate import check_masking, robust_accuracy
 from gratis.names import number
 from gratis.recipe import from_plain
 from gratis.run import Run
-from gratis.setting import load_split
+from gratis.training_data import load_split
 
 IMAGES = 200
 

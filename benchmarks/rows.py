@@ -6,7 +6,7 @@ and one that was interrupted goes on from its last checkpoint.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,10 +18,17 @@ from gratis.names import spell
 from gratis.run import Run
 
 
-def main(name: str, base: str, common: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+def main(
+    name: str,
+    base: str,
+    common: Sequence[str],
+    rows: Mapping[str, Sequence[str]],
+    further: Mapping[str, Callable[[Run], str]] | None = None,
+) -> None:
     """Run `rows` (label -> settings on top of `common` on top of recipe `base`) and print them.
 
     OUT/ROW in a setting is the directory of another row, which comes before.
+    further: more columns, by heading, of each finished run.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--rows", nargs="+", choices=list(rows), default=list(rows))
@@ -38,23 +45,29 @@ def main(name: str, base: str, common: Sequence[str], rows: Mapping[str, Sequenc
             own = [setting.replace("OUT/", f"{options.out}/") for setting in rows[row]]
             recipe = recipes.load(base, [*common, *own, *options.set])
             train.run(recipe, out, resume=out.exists())
-    print_table({row: Run.open(options.out / row) for row in options.rows})
+    print_table({row: Run.open(options.out / row) for row in options.rows}, further or {})
 
 
-def print_table(runs: Mapping[str, Run]) -> None:
+def print_table(
+    runs: Mapping[str, Run], further: Mapping[str, Callable[[Run], str]] | None = None
+) -> None:
     """The finished runs as a Markdown table, with machine and versions above."""
+    further = further or {}
     first = next(run.results for run in runs.values() if run.results)
     versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
     print(f"{processor()}; {first['device']}; {versions}; seed {first['seed']}")
     if note := first["data"].get("note"):
         print(f"Data: {note}")
-    print("\n| row | attack | images | clean % | robust % (95 %) | passes | seconds | guard |")
-    print("|---|---|---|---|---|---|---|---|")
+    headings = "".join(f" {heading} |" for heading in further)
+    plain = "| row | attack | images | clean % | robust % (95 %) | passes | seconds | guard |"
+    print(f"\n{plain}{headings}")
+    print("|---|---|---|---|---|---|---|---|" + "---|" * len(further))
     for row, run in runs.items():
         results = run.results
         if results is None:
-            print(f"| {row} | unfinished | | | | | | |")
+            print(f"| {row} | unfinished | | | | | | |" + " |" * len(further))
             continue
+        more = "".join(f" {column(run)} |" for column in further.values())
         events = [r["change"] for r in run.log() if r["kind"] == "guard"]
         for entry in results["evaluations"]:
             clean, robust, threat = entry["clean"], entry["robust"], entry["threat"]
@@ -64,5 +77,5 @@ def print_table(runs: Mapping[str, Run]) -> None:
                 f"| {entry['images']['count']} | {100 * clean['accuracy']:.2f} "
                 f"| {100 * robust['accuracy']:.2f} ({low:.1f}-{high:.1f}) "
                 f"| {results['budget']['metered_passes']:.1f} "
-                f"| {results['budget']['seconds']:.0f} | {'; '.join(events)} |"
+                f"| {results['budget']['seconds']:.0f} | {'; '.join(events)} |{more}"
             )

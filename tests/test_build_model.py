@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gratis.nn import MODELS, build_model
+from gratis.nn import MODELS, Detector, build_model
 
 SHAPE = {"classes": 5, "channels": 3, "image_size": 32}
 
@@ -30,7 +30,10 @@ def test_every_name_has_a_builder_that_keeps_the_number_of_classes() -> None:
     for name in MODELS:
         with torch.device("meta"):
             model = build_model(name, classes=7, channels=3, image_size=28)
-        assert list(model.modules())[-1].out_features == 7
+        if isinstance(model, Detector):  # as many for each of nine anchors
+            assert model.head.classification_head.cls_logits.out_channels == 7 * 9
+        else:
+            assert list(model.modules())[-1].out_features == 7
 
 
 def test_width_reaches_the_network() -> None:

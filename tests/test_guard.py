@@ -7,7 +7,8 @@ from gratis import Learner, Linf, PGDTraining, fgsm, fgsm_rs, train
 from gratis.budget import Meter
 from gratis.guard import Checker, EarlyStop, Outcome, Recovery
 from gratis.passes import Batch
-from gratis.setting import network, training_data
+from gratis.setting import network
+from gratis.training_data import training_data
 from tests.recipes import tiny
 from tests.test_methods import sgd, small_net, some_batches, weights
 from tests.test_train import assert_same, final_state

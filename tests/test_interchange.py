@@ -15,7 +15,7 @@ from gratis.export import KINDS, export
 from gratis.given import load_weights
 from gratis.recipe import from_plain
 from gratis.run import Run
-from gratis.setting import load_split
+from gratis.training_data import load_split
 from tests.recipes import tiny
 
 

@@ -18,17 +18,17 @@ SOURCE = ROOT / "src" / "gratis"
 
 LAYERS = [
     {"names", "budget", "scaling", "balls", "losses", "figures", "checkpoint", "files", "launched"}
-    | {"quantiser"},
+    | {"quantiser", "boxes"},
     {"comm_hooks", "schema", "nn", "tasks", "run", "sections", "weights"},
     {"optim", "data", "prober", "recipe", "report", "distributed"},
-    {"passes"},
+    {"passes", "training_data"},
     {"attacks"},
     {"methods", "evaluate"},
     {"learner"},
     {"setting", "journal", "unfinished", "compiling"},
-    {"answers"},
+    {"answers", "detection"},
     {"guard", "assess"},
-    {"transfer", "pseudo"},
+    {"transfer", "pseudo", "shifts"},
     {"training"},
     {"train", "terminal", "lr_range", "verify", "pictures", "given", "export"},
     {"reproduce"},

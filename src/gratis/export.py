@@ -12,7 +12,8 @@ from gratis.assess import trained
 from gratis.names import spell
 from gratis.recipe import from_plain
 from gratis.run import Run
-from gratis.setting import load_split, network
+from gratis.setting import network
+from gratis.training_data import load_split
 
 TOLERANCE = 1e-5
 """An exported model's logits may differ by this, relative to the largest one."""
@@ -31,6 +32,11 @@ def export(run: Run, kind: str, out: Path, checkpoint: str) -> float:
     if out.exists():
         raise ValueError(f"{out} exists and is not overwritten; give another --out")
     recipe = from_plain(run.recipe)
+    if recipe.detects and kind != "weights":
+        raise ValueError(
+            f"--as {kind} writes networks that answer with logits; one that finds boxes is "
+            "exported --as weights, under the names that torchvision's RetinaNet has"
+        )
     images = load_split(recipe.data, "test")
     model = trained(recipe, images, run.load_checkpoint(checkpoint)[0]).eval()
     x = images.pixels(slice(0, IMAGES))
@@ -38,7 +44,10 @@ def export(run: Run, kind: str, out: Path, checkpoint: str) -> float:
     try:
         read_back = KINDS[kind](model, x, fresh, lambda: trained_blank(run))
         with torch.no_grad():
-            expected, answered = model(x), read_back(x)
+            # of a detector its classes' logits
+            expected, answered = (
+                getattr(said, "classes", said) for said in (model(x), read_back(x))
+            )
         off = float((answered - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         if not off <= TOLERANCE:
             raise ValueError(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
-from gratis.setting import load_split, network
+from gratis.setting import network
+from gratis.training_data import load_split
 from gratis.weights import load_weights
 
 

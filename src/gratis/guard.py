@@ -213,7 +213,11 @@ class EarlyStop:
 def watchers(
     recipe: Recipe, held_out: Images
 ) -> tuple[Checker | None, Recovery | None, EarlyStop | None]:
-    """What watches over a run of `recipe`; natural training has nothing that could collapse."""
+    """What watches over a run of `recipe`; natural training has nothing that could collapse, and
+    for boxes there is no check.
+    """
+    if recipe.detects:
+        return None, None, None
     ball = recipe.evaluation_balls()[0]
     checker = (
         Checker(held_out, recipe.check.images, recipe.check.attack, ball, recipe.seed)

@@ -85,8 +85,9 @@ class Journal:
         """The means over the epoch now ending (of the very inputs learned from)."""
         loss, images, right, known = self.totals
         if images:
-            accuracy = right / known if known else 0.0
-            self.event("epoch", train_loss=loss / images, train_accuracy=accuracy, **position)
+            # boxes, say, are no labels that an answer can meet
+            accuracy = {"train_accuracy": right / known} if known else {}
+            self.event("epoch", train_loss=loss / images, **accuracy, **position)
         self.totals = [0.0, 0.0, 0.0, 0.0]
 
     def end_stretch(self) -> float:

@@ -20,7 +20,8 @@ from gratis.evaluate.falls import Falls, falls
 from gratis.evaluate.landscape import iterated_fgsm, surfaces
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Record, Run
-from gratis.setting import load_split, pick_device
+from gratis.setting import pick_device
+from gratis.training_data import load_split
 from gratis.unfinished import fingerprint
 
 Arrays = dict[str, npt.NDArray[Any]]

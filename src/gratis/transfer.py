@@ -82,7 +82,8 @@ def _head_to_replace(
     """The name of the head, where it is to stay as it was drawn."""
     head = head_of(net, classes)
     weight = found.get(f"{head}.weight")
-    other = weight is not None and len(weight) != classes
+    own = net.state_dict().get(f"{head}.weight")
+    other = weight is not None and own is not None and len(weight) != len(own)
     return head if wanted or other else None
 
 

@@ -26,7 +26,8 @@ from gratis.files import LogWriter, write_atomically
 from gratis.names import spell
 from gratis.recipe import from_plain
 from gratis.run import Record, Run
-from gratis.setting import load_split, pick_device
+from gratis.setting import pick_device
+from gratis.training_data import load_split
 from gratis.verify.check import crossed
 from gratis.verify.image import RUNGS, VERDICTS, Settings, Verdict, Verifier
 from gratis.verify.solver import INSTALL, INTEGER, LINEAR
