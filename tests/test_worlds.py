@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from gratis import FastAdvProp, Free, Learner, Linf, Natural, PGDTraining, setting, train
+from gratis import FastAdvProp, Free, Learner, Linf, Natural, PGDTraining, train, training_data
 from gratis.assess import evaluate_run, question
 from gratis.distributed import joined
 from gratis.evaluate import robustness
@@ -123,17 +123,17 @@ def other_version(rank, folder):
 
 
 def other_images(rank, folder):
-    load = setting.load
+    load = training_data.load
 
     def shifted(*args, **kwargs):
         images = load(*args, **kwargs)
         return replace(images, x=images.x.roll(rank))
 
-    setting.load = shifted
+    training_data.load = shifted
     try:
         train.run(whole_recipe(), folder / "x")
     finally:
-        setting.load = load
+        training_data.load = load
 
 
 @pytest.fixture(scope="module")
