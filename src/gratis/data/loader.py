@@ -9,12 +9,13 @@ from torch import Tensor
 
 from gratis.boxes import mirrored as mirrored_boxes
 from gratis.data.augment import parse_augment
+from gratis.data.epochs import Epochs
 from gratis.data.images import Images, as_pixels
 from gratis.data.scenes import Scenes
 from gratis.data.unlabelled import Unlabelled, mixed_order
 
 
-class Loader:
+class Loader(Epochs):
     """Shuffled, augmented batches of `images`, which are moved to `device` once; those with boxes,
     of which a set may be larger than a card, batch by batch.
 
@@ -81,28 +82,11 @@ class Loader:
             self._y = torch.cat([self._y, unlabelled.y.to(device)])
             # a view: pixels lie on the device once
             self.images = replace(images, x=self._x[: len(images)], y=self._y[: len(images)])
-        self.batch_size = batch_size
+        self._count, self.batch_size = len(images), batch_size
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.take, self.world = take, world
-        self._next_epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.batch_sizes)
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        """How many images each batch of an epoch holds, those of all `world` loaders."""
-        full, rest = divmod(len(self.images), self.batch_size)
-        rest -= rest % self.world
-        return [self.batch_size] * full + [rest] * bool(rest and not self.drop_last)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Epoch 0 when first iterated over, then 1, 2, ..."""
-        number = self._next_epoch
-        self._next_epoch += 1
-        return self.epoch(number)
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number` from `start_batch` on.

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from gratis.data.augment import parse_augment, random_box
+from gratis.data.epochs import Epochs
 from gratis.data.folder import cropped
 from gratis.data.images import as_pixels
 from gratis.data.streamed import Streamed
@@ -20,7 +21,7 @@ TASK = 8
 """Images that a thread makes at a time."""
 
 
-class StreamLoader:
+class StreamLoader(Epochs):
     """Shuffled, augmented batches of `images`, made by `workers` threads while others are used.
 
     As `Loader`: order, parts and flips of an epoch depend on (seed, epoch number, image) alone,
@@ -59,25 +60,9 @@ class StreamLoader:
                 "data.stored take resized-crop and flip"
             )
         self.images, self.batch_size, self.seed = images, batch_size, seed
+        self._count = len(images)
         self.drop_last, self.device = drop_last, torch.device(device)
         self.take, self.world, self.workers = take, world, workers
-        self._next_epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.batch_sizes)
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        """How many images each batch of an epoch holds, those of all `world` loaders."""
-        full, rest = divmod(len(self.images), self.batch_size)
-        rest -= rest % self.world
-        return [self.batch_size] * full + [rest] * bool(rest and not self.drop_last)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Epoch 0 when first iterated over, then 1, 2, ..."""
-        number = self._next_epoch
-        self._next_epoch += 1
-        return self.epoch(number)
 
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number` from `start_batch` on.
