@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,30 +96,23 @@ def _loader(
     world: int,
 ) -> AnyLoader:
     images = data.training
+    common: dict[str, Any] = {
+        "seed": recipe.seed,
+        "augment": stage.augment,
+        "drop_last": stage.drop_last,
+        "device": device,
+        "take": take,
+        "world": world,
+    }
     if isinstance(images, Images):
-        return Loader(
-            images,
-            stage.batch_size,
-            seed=recipe.seed,
-            augment=stage.augment,
-            drop_last=stage.drop_last,
-            device=device,
-            take=take,
-            world=world,
-            unlabelled=data.unlabelled,
-        )
+        return Loader(images, stage.batch_size, unlabelled=data.unlabelled, **common)
     assert stage.stored is not None
     assert stage.image_size is not None
     return StreamLoader(
         replace(images, source=data.sources[stage.stored], image_size=stage.image_size),
         stage.batch_size,
-        seed=recipe.seed,
-        augment=stage.augment,
-        drop_last=stage.drop_last,
-        device=device,
-        take=take,
-        world=world,
         workers=stage.workers or os.cpu_count() or 1,
+        **common,
     )
 
 
