@@ -438,6 +438,13 @@ def test_alexnets_own_cells_give_100(monkeypatch):
     assert figures["mean_error"] == pytest.approx(0.788993, abs=1e-6)
 
 
+def test_alexnets_clean_error_is_what_torchvision_states_of_the_same_weights():
+    from torchvision.models import AlexNet_Weights  # slow to import
+
+    stated = AlexNet_Weights.IMAGENET1K_V1.meta["_metrics"]["ImageNet-1K"]["acc@1"]
+    assert round(1 - stated / 100, 3) == ALEXNET_CLEAN
+
+
 def test_the_extra_four_never_enter_mce(monkeypatch):
     monkeypatch.setattr("gratis.evaluate.shift.clopper_pearson", lambda *_: (0.0, 1.0))
     extra = {(name, severity): Answer(50_000, 0) for name in EXTRA for severity in SEVERITIES}
