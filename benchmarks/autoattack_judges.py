@@ -23,7 +23,8 @@ import torch
 from measuring import setting
 from torch import Tensor, nn
 
-from gratis.assess import question, trained
+from gratis.asked import question
+from gratis.assess import trained
 from gratis.balls import Ball
 from gratis.evaluate import robust_accuracy
 from gratis.recipe import from_plain

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from gratis import assess, shifts, train
-from gratis.assess import evaluate_run, question
+from gratis.asked import question
+from gratis.assess import evaluate_run
 from gratis.cli import main
 from gratis.data import Loader
 from gratis.data.corruptions import COMMON, corrupted

@@ -266,7 +266,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):
 
 
 def test_another_question_does_not_take_up_the_answers(run, monkeypatch):
-    from gratis.assess import question
+    from gratis.asked import question
     from gratis.evaluate import robustness
 
     asked = question(from_plain(run.recipe))

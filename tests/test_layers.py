@@ -26,7 +26,7 @@ LAYERS = [
     {"methods", "evaluate"},
     {"learner"},
     {"setting", "journal", "unfinished", "compiling"},
-    {"answers", "detection"},
+    {"answers", "detection", "asked"},
     {"guard", "assess"},
     {"transfer", "pseudo", "shifts"},
     {"training"},

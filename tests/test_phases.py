@@ -208,7 +208,8 @@ def test_held_out_images_are_cut_as_test_images(tree: Path) -> None:
 
 
 def test_a_finished_run_is_evaluated_again_from_its_directory(tree: Path, tmp_path: Path) -> None:
-    from gratis.assess import evaluate_run, question
+    from gratis.asked import question
+    from gratis.assess import evaluate_run
     from gratis.recipe import from_plain
 
     train.run(phased(tree), tmp_path / "run")

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from gratis import FastAdvProp, Free, Learner, Linf, Natural, PGDTraining, train, training_data
-from gratis.assess import evaluate_run, question
+from gratis.asked import question
+from gratis.assess import evaluate_run
 from gratis.distributed import joined
 from gratis.evaluate import robustness
 from gratis.nn import add_aux, group_norms, sync_norms

@@ -1,19 +1,18 @@
 """Evaluating a run's checkpoint and writing what came out into its directory."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gratis import answers
+from gratis.asked import Question
 from gratis.balls import Ball
 from gratis.data import Images
 from gratis.detection import precision_entry
 from gratis.evaluate import Robustness, check_masking, robust_accuracy
-from gratis.evaluate.detection import judge
 from gratis.evaluate.robustness import BATCHES_IN_A_POOL, always, pools_of
 from gratis.names import spell
 from gratis.recipe import Recipe, from_plain
@@ -31,53 +30,6 @@ Progress = Callable[[str, int, int, str], None]
 
 def nowhere(stage: str, done: int, total: int, note: str) -> None:
     """Progress that nobody watches."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """What to evaluate: attacks under each ball, on the first `limit` test images.
-
-    alone: each attack on every image that is right when clean; otherwise each on what the ones
-    before have left, for their union alone.  checks: which masking checks are made; "full" is
-    implied by autoattack, unless it is "none".  surrogate: a run whose network lends its
-    adversarial points to them.  keep_points: every adversarial point is kept.
-    detects: the run finds boxes, which are not attacked: mean average precision is asked for.
-    """
-
-    attacks: tuple[str, ...]
-    balls: tuple[Ball, ...]
-    limit: int | None
-    checkpoint: str
-    alone: bool = True
-    checks: Literal["none", "quick", "full"] = "quick"
-    surrogate: Run | None = None
-    keep_points: bool = False
-    detects: bool = False
-
-    def answered_by(self, results: dict[str, Any] | None) -> bool:
-        """Whether every attack under every ball, or the precision, stands in results.json."""
-        if self.detects:
-            found = (results or {}).get("detection", {})
-            return bool(found.get("checkpoint") == self.checkpoint)
-        given = {
-            (entry["attack"], entry["threat"]["norm"], entry["threat"]["eps"], entry["checkpoint"])
-            for entry in (results or {"evaluations": []})["evaluations"]
-        }
-        return all(
-            (attack, ball.norm, ball.eps, self.checkpoint) in given
-            for attack in self.attacks
-            for ball in self.balls
-        )
-
-
-def question(recipe: Recipe) -> Question:
-    """The evaluation that the recipe asks for."""
-    wanted = recipe.evaluation
-    if recipe.detects:
-        judge()  # what lacks is said now rather than after hours of training
-    attacks = () if recipe.detects else wanted.attacks
-    balls = () if recipe.detects else tuple(recipe.evaluation_balls())
-    return Question(attacks, balls, wanted.limit, wanted.checkpoint, detects=recipe.detects)
 
 
 def evaluate_run(

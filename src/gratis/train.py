@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from gratis.assess import Progress, evaluate_run, nowhere, question
+from gratis.asked import question
+from gratis.assess import Progress, evaluate_run, nowhere
 from gratis.data import check_match
 from gratis.distributed import Processes, joined
 from gratis.journal import Journal

@@ -38,7 +38,8 @@ def evaluate(options: argparse.Namespace) -> int:
 def _attack(run: Run, checkpoint: str | None, options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from gratis.assess import evaluate_run, question
+    from gratis.asked import question
+    from gratis.assess import evaluate_run
     from gratis.recipe import from_plain
 
     asked = question(from_plain(run.recipe))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from gratis import train
-from gratis.assess import Progress, evaluate_run, question
+from gratis.asked import question
+from gratis.assess import Progress, evaluate_run
 from gratis.budget import phase_ends
 from gratis.launched import rank_and_world
 from gratis.recipe import Recipe, from_plain

@@ -1,0 +1,56 @@
+"""What an evaluation of a run is to answer."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gratis.balls import Ball
+from gratis.evaluate.detection import judge
+from gratis.recipe import Recipe
+from gratis.run import Run
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to evaluate: attacks under each ball, on the first `limit` test images.
+
+    alone: each attack on every image that is right when clean; otherwise each on what the ones
+    before have left, for their union alone.  checks: which masking checks are made; "full" is
+    implied by autoattack, unless it is "none".  surrogate: a run whose network lends its
+    adversarial points to them.  keep_points: every adversarial point is kept.
+    detects: the run finds boxes, which are not attacked: mean average precision is asked for.
+    """
+
+    attacks: tuple[str, ...]
+    balls: tuple[Ball, ...]
+    limit: int | None
+    checkpoint: str
+    alone: bool = True
+    checks: Literal["none", "quick", "full"] = "quick"
+    surrogate: Run | None = None
+    keep_points: bool = False
+    detects: bool = False
+
+    def answered_by(self, results: dict[str, Any] | None) -> bool:
+        """Whether every attack under every ball, or the precision, stands in results.json."""
+        if self.detects:
+            found = (results or {}).get("detection", {})
+            return bool(found.get("checkpoint") == self.checkpoint)
+        given = {
+            (entry["attack"], entry["threat"]["norm"], entry["threat"]["eps"], entry["checkpoint"])
+            for entry in (results or {"evaluations": []})["evaluations"]
+        }
+        return all(
+            (attack, ball.norm, ball.eps, self.checkpoint) in given
+            for attack in self.attacks
+            for ball in self.balls
+        )
+
+
+def question(recipe: Recipe) -> Question:
+    """The evaluation that the recipe asks for."""
+    wanted = recipe.evaluation
+    if recipe.detects:
+        judge()  # what lacks is said now rather than after hours of training
+    attacks = () if recipe.detects else wanted.attacks
+    balls = () if recipe.detects else tuple(recipe.evaluation_balls())
+    return Question(attacks, balls, wanted.limit, wanted.checkpoint, detects=recipe.detects)
