@@ -15,9 +15,10 @@ import yaml
 from gratis.cli import main
 from gratis.recipe import from_plain
 from gratis.reproduce import papers
+from gratis.reproduce.columns import Column
 from gratis.reproduce.outcome import FACTS, outcome
 from gratis.reproduce.page import write
-from gratis.reproduce.papers import SCALES, Column
+from gratis.reproduce.papers import SCALES
 from gratis.reproduce.rows import reproduce
 from gratis.reproduce.settings import attack, values
 from gratis.run import Run

@@ -8,8 +8,9 @@ from gratis.assess import Progress
 from gratis.data.corruptions import COMMON, EXTRA
 from gratis.data.shifted import Asked
 from gratis.recipe import from_plain
+from gratis.reproduce.columns import MADE, SHIFTS
 from gratis.reproduce.outcome import FACTS
-from gratis.reproduce.papers import MADE, SHIFTS, Table
+from gratis.reproduce.papers import Table
 from gratis.run import Run
 from gratis.shifts import shift_run
 

@@ -9,7 +9,8 @@ from gratis.names import number, spell
 from gratis.recipe import Plain
 from gratis.report.detection import protocol as of_boxes
 from gratis.report.shifts import protocol
-from gratis.reproduce.papers import PHASE_MINUTES, PREDICTED, SHIFTS, Column, Row, Scale, Table
+from gratis.reproduce.columns import PHASE_MINUTES, PREDICTED, SHIFTS, Column
+from gratis.reproduce.papers import Row, Scale, Table
 from gratis.reproduce.settings import JPEG, attack, values
 from gratis.run import Record, Run
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from gratis import recipe as recipes
 from gratis.recipe import Plain, override
-from gratis.reproduce.papers import Column, Row, Scale, Table
+from gratis.reproduce.columns import Column
+from gratis.reproduce.papers import Row, Scale, Table
 
 COMMON = ("data.holdout=0", "guard.mode=off")
 """Papers train on all training images and are not helped."""
