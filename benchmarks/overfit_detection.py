@@ -21,6 +21,7 @@ COMMON = [
     "data.test_split=train",
     f"data.limit={IMAGES}",
     "data.image_size=128",
+    "data.stored=null",
     "data.batch_size=8",
     "data.augment=[]",
     "model.name=retinanet-r18",

@@ -339,7 +339,7 @@ def test_the_command_line_judges_again_shows_and_refuses(
         (["data.holdout=4"], r"guard\.mode=off and data\.holdout=0"),
         (["guard.mode=early-stop"], r"guard\.mode=off"),
         (["data.augment=[crop-4]"], r"data\.augment: boxes follow a flip"),
-        (["data.labels=8"], "labels, unlabelled and stored are for one class"),
+        (["data.labels=8"], "labels and unlabelled are for one class"),
         (["method=fast-advprop", "method.mix=cutmix"], "mix and only_correct are for one class"),
         (["method=fast-advprop", "task.attack=class"], r"method\.reuse=false, which costs"),
         (["task.label_smoothing=0.1"], "label_smoothing is for classification"),
@@ -377,14 +377,15 @@ def test_what_attacks_classes_says_so_of_a_run_that_finds_boxes(
 def test_the_papers_table_is_filled(tmp_path: Path, scale: Scale) -> None:
     table = papers.read("advprop-table7")
     small_net = ["model.name=tests.tiny_detector:build", "model.options={}", "model.aux_groups=1"]
-    no_files = [f"data.name={SHAPES}", "data.image_size=null", "data.limit=8", "data.augment=[]"]
+    no_files = [f"data.name={SHAPES}", "data.image_size=null", "data.stored=null"]
+    few = ["data.limit=8", "data.augment=[]"]
     budget = ["budget.data_passes=1", "evaluation.limit=2", "engine.device=cpu"]
 
     @contextmanager
     def quiet(label: str) -> Iterator[Callable[..., None]]:
         yield lambda stage, done, total, note: None
 
-    given = (*small_net, *no_files, *budget)
+    given = (*small_net, *no_files, *few, *budget)
     record, done = reproduce(table, scale, tmp_path, rows=table.rows, given=given, bar=quiet)
     assert done
     vanilla, fast = (row["cells"] for row in record["rows"])

@@ -98,8 +98,8 @@ class Recipe:
             )
         if any(name != "flip" for name in self.data.augment):
             raise ValueError("data.augment: boxes follow a flip, no crop; leave all but flip out")
-        if self.data.labels or self.data.unlabelled or self.data.stored:
-            raise ValueError("data: labels, unlabelled and stored are for one class an image")
+        if self.data.labels or self.data.unlabelled:
+            raise ValueError("data: labels and unlabelled are for one class an image")
         if self.method.get("mix", "none") != "none" or self.method.get("only_correct"):
             raise ValueError("method: mix and only_correct are for one class an image")
         reuses = method == "fast-advprop" and self.method.get("reuse", True)

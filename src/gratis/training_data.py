@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from gratis.data import Images, Streamed, Unlabelled, hold_out, load
+from gratis.data.annotations import annotated
 from gratis.data.images import divided
 from gratis.data.listing import listed
 from gratis.data.scenes import Scenes
 from gratis.data.sources import root_of
 from gratis.data.store import Source
 from gratis.data.streamed import Keeping, Stored
+from gratis.data.streamed_scenes import training_scenes
 from gratis.data.unlabelled import drawn, keep_labels, together
 from gratis.recipe import Recipe
 from gratis.sections import Data
@@ -35,21 +37,27 @@ class TrainingData:
 
 
 def load_split(data: Data, split: str) -> Images:
-    """The images of a split, in memory; those of streamed data's test split, on the disk."""
+    """The images of a split, in memory; those of streamed folders' test split, on the disk."""
     split = data.test_split if split == "test" else split
-    size = data.image_size if split == "train" else data.test_size or data.image_size
+    size = _side(data, split)
     resize = None if split == "train" else data.test_resize
-    if data.stored is not None and split == "test":
+    if data.stored is not None and data.name == "folder" and split == "test":
         assert size is not None
         return keeping(data).test(size, resize)
     return load(data.name, split, root=data.root, image_size=size, resize=resize)
 
 
+def _side(data: Data, split: str) -> int | None:
+    return data.image_size if split == "train" else data.test_size or data.image_size
+
+
 def count(data: Data, split: str) -> int:
     """How many images a split has, damaged files among them where they are streamed."""
-    if data.stored is not None:
-        return len(listed(root_of(data.name, data.root), split))
-    return len(load_split(data, split))
+    if data.stored is None:
+        return len(load_split(data, split))
+    split = data.test_split if split == "test" else split
+    of = annotated if data.name == "coco" else listed
+    return len(of(root_of(data.name, data.root), split))
 
 
 def keeping(
@@ -78,12 +86,7 @@ def training_data(
     if recipe.data.stored is not None:
         return _streamed(recipe, keeping(recipe.data, share, progress))
     images = load_split(recipe.data, "train")
-    if isinstance(images, Scenes) != recipe.detects:
-        raise ValueError(
-            f"task.name: {recipe.task.name} does not fit {recipe.data.name}, whose images have "
-            f"{'one class each' if recipe.detects else 'boxes'}; detection needs boxes, as "
-            "data.name=coco has, classification one class an image"
-        )
+    _check_task(recipe, isinstance(images, Scenes))
     if recipe.data.limit is not None:
         images = images.select(torch.arange(min(recipe.data.limit, len(images))))
     others = images.x[:0]
@@ -94,14 +97,29 @@ def training_data(
     return TrainingData(training, held_out, images.skipped, _unlabelled(recipe, training, others))
 
 
+def _check_task(recipe: Recipe, boxes: bool) -> None:
+    if boxes != recipe.detects:
+        raise ValueError(
+            f"task.name: {recipe.task.name} does not fit {recipe.data.name}, whose images have "
+            f"{'one class each' if recipe.detects else 'boxes'}; detection needs boxes, as "
+            "data.name=coco has, classification one class an image"
+        )
+
+
 def _streamed(recipe: Recipe, kept: Keeping) -> TrainingData:
     """As `training_data`, for streamed images; held-out ones are cut as test images are."""
     data = recipe.data
+    _check_task(recipe, data.name == "coco")
     assert data.image_size is not None
     stored = tuple(stage.stored for stage in recipe.stages if stage.stored is not None)
-    images, sources = kept.training(stored, data.image_size, data.limit)
-    held, others = divided(len(images), _to_hold_out(recipe), seed=recipe.seed)
     size = data.test_size or data.image_size
+    images: Streamed
+    if recipe.detects:
+        judged_on = data.test_split, _side(data, data.test_split) or size
+        images, sources = training_scenes(kept, stored, data.image_size, data.limit, judged_on)
+    else:
+        images, sources = kept.training(stored, data.image_size, data.limit)
+    held, others = divided(len(images), _to_hold_out(recipe), seed=recipe.seed)
     held_out = images.select(held).in_memory(size, data.test_resize, kept.workers)
     training = images.select(others)
     _check_batches(recipe, len(training))

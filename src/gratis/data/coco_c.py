@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gratis.data.corruptions import check_size, corrupted, makers
+from gratis.data.folder import plain
 from gratis.data.images import as_pixels
 from gratis.data.scenes import Pixels, Scenes, letterboxed
 
@@ -79,7 +80,7 @@ def _fitted(source: Path | Pixels, corruption: str, severity: int, size: int) ->
     """Corrupted in its own size, then fitted: what a camera would have done."""
     if isinstance(source, Path):
         with Image.open(source) as image:
-            source = np.asarray(image.convert("RGB"))
+            source = np.asarray(plain(image, grey=False))
     return letterboxed(Image.fromarray(corrupted(source, corruption, severity)), size)
 
 

@@ -1,4 +1,4 @@
-"""The image files below ROOT/train/CLASS and ROOT/test/CLASS (or ROOT/val), and their classes."""
+"""The image files of a split; those below ROOT/train/CLASS and ROOT/test/CLASS (or ROOT/val)."""
 
 import hashlib
 import os
@@ -23,14 +23,13 @@ MOST_SKIPPED = 0.1  # the share of unreadable files beyond which the folder itse
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The image files of one split, class by class, each with its class index in labels [N]."""
+    """The image files of one split, below `directory`; what is in them is for kinds of listing."""
 
     root: Path
     split: str
     directory: Path
     classes: tuple[str, ...]
     paths: tuple[Path, ...]
-    labels: Tensor
 
     @property
     def name(self) -> str:
@@ -53,23 +52,37 @@ class Listing:
             digest.update(f"{path.relative_to(self.root)}\0{size}\n".encode())
         return digest.hexdigest()
 
+    def check_size(self, place: int, size: tuple[int, int]) -> None:
+        """ValueError where the image at `place` must have another size: (width, height)."""
+
     def check_skipped(self, errors: Mapping[Path, str]) -> None:
-        """ValueError where too many files, or all of a class, could not be read: path -> why."""
+        """ValueError where too many files could not be read: path -> why."""
         if len(errors) > MOST_SKIPPED * len(self):
             some = "; ".join(f"{path}: {errors[path]}" for path in sorted(errors)[:3])
             raise ValueError(
                 f"{len(errors)} of {len(self)} files in {self.directory} cannot be read as images "
                 f"(up to {MOST_SKIPPED:.0%} are skipped): {some}"
             )
-        kept = torch.tensor([path not in errors for path in self.paths])
-        _check_no_class_empty(self.directory, self.classes, self.labels[kept])
 
     def skipped(self, errors: Mapping[Path, str]) -> tuple[str, ...]:
         """The names below the root of files that could not be read."""
         return tuple(str(path.relative_to(self.root)) for path in sorted(errors))
 
 
-def listed(root: Path, split: str) -> Listing:
+@dataclass(frozen=True, eq=False)
+class ClassFolders(Listing):
+    """Files class by class, each with its class index in labels [N]."""
+
+    labels: Tensor
+
+    def check_skipped(self, errors: Mapping[Path, str]) -> None:
+        """ValueError where too many files, or all of a class, could not be read: path -> why."""
+        super().check_skipped(errors)
+        kept = torch.tensor([path not in errors for path in self.paths])
+        _check_no_class_empty(self.directory, self.classes, self.labels[kept])
+
+
+def listed(root: Path, split: str) -> ClassFolders:
     """What lies below ROOT/split/CLASS. Files without an image's extension are ignored.
 
     Raises ValueError for a missing or empty folder or class, fewer than two classes, or classes
@@ -88,7 +101,7 @@ def listed(root: Path, split: str) -> Listing:
         )
     paths, labels = [Path(path) for path, _ in files], torch.tensor([label for _, label in files])
     _check_no_class_empty(directory, classes, labels)
-    return Listing(root, split, directory, classes, tuple(paths), labels)
+    return ClassFolders(root, split, directory, classes, tuple(paths), labels)
 
 
 def _split_directory(root: Path, split: str) -> Path:

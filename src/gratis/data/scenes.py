@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from gratis.boxes import NO_BOX
+from gratis.data.folder import plain
 from gratis.data.images import Images
 
 Pixels = npt.NDArray[np.uint8]
@@ -80,7 +81,7 @@ class Scenes(Images):
         """The image at `place` in its own size, [H, W, 3]."""
         if self.paths:
             with Image.open(self.paths[place]) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.asarray(plain(image, grey=False))
         height, width = self.fitted(place)
         kept: Pixels = self.x[place, :, :height, :width].permute(1, 2, 0).cpu().numpy()
         return kept
@@ -97,13 +98,14 @@ def fitted(height: int, width: int, size: int) -> tuple[int, int]:
     return max(1, round(height * size / longer)), max(1, round(width * size / longer))
 
 
-def letterboxed(image: Image.Image, size: int) -> Pixels:
+def letterboxed(image: Image.Image, size: int, original: tuple[int, int] | None = None) -> Pixels:
     """An image -> uint8 [3, size, size]: scaled (bilinear), at the top left, the rest black.
 
+    original: (height, width) of the image that this one is a smaller copy of, whose shape counts.
     Its orientation is that of the stored pixels, which boxes refer to, whatever EXIF says.
     """
-    height, width = fitted(image.height, image.width, size)
-    scaled = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    height, width = fitted(*(original or (image.height, image.width)), size)
+    scaled = plain(image, grey=False).resize((width, height), Image.Resampling.BILINEAR)
     square = np.zeros((3, size, size), dtype=np.uint8)
     square[:, :height, :width] = np.asarray(scaled).transpose(2, 0, 1)
     return square

@@ -36,21 +36,23 @@ class Source(Protocol):
 
 
 class Files:
-    """Images decoded each time that they are asked for. ValueError names a damaged file."""
+    """Images decoded each time that they are asked for. ValueError names a damaged file, or one
+    of another size than the listing knows.
+    """
 
     def __init__(self, listing: Listing, order: Tensor) -> None:
         self.listing, self.order = listing, order
 
     def image(self, place: int) -> Pixels:
-        path = self.listing.paths[int(self.order[place])]
-        try:
-            with Image.open(path) as image:
-                return np.asarray(plain(image, grey=False))
-        except UNREADABLE as error:
+        number = int(self.order[place])
+        found = decoded(self.listing, number, np.asarray)
+        if isinstance(found, str):
             raise ValueError(
-                f"{path} cannot be read as an image ({error}); take it away, or set data.stored "
-                "to a number of pixels: such files are then found beforehand and left out"
-            ) from error
+                f"{self.listing.paths[number]} cannot be read as an image ({found}); take it away, "
+                "or set data.stored to a number of pixels: such files are then found beforehand "
+                "and left out"
+            )
+        return found
 
 
 class Store:
@@ -90,7 +92,8 @@ class Store:
         """Decode what is not there yet; returns when all is.
 
         share: (rank, world) of a process among several that fill alike: each begins elsewhere.
-        Raises ValueError where the disk has not enough room, before anything is written.
+        Raises ValueError where the disk has not enough room, before anything is written, and for
+        an image of another size than the listing knows.
         """
         rank, world = share
         begin = rank * self.chunks // world
@@ -173,11 +176,10 @@ class Store:
             fresh.unlink(missing_ok=True)
 
     def _decoded(self, place: int) -> tuple[Pixels, str | None]:
-        try:
-            with Image.open(self._path(place)) as image:
-                return np.asarray(self.shrunk(plain(image, grey=False))), None
-        except UNREADABLE as error:
-            return np.empty((0, 0, 3), dtype=np.uint8), str(error) or type(error).__name__
+        found = decoded(
+            self.listing, int(self.order[place]), lambda image: np.asarray(self.shrunk(image))
+        )
+        return (np.empty((0, 0, 3), np.uint8), found) if isinstance(found, str) else (found, None)
 
     def _check_room(self, chunks: int, pool: ThreadPool) -> None:
         places = torch.linspace(0, len(self.order) - 1, min(SAMPLE, len(self.order))).long()
@@ -191,6 +193,20 @@ class Store:
                 f"{self.directory}, where {free / 1e9:.3g} GB are free; set data.cache to a larger "
                 "disk, data.stored to fewer pixels, or data.stored=files to decode each time"
             )
+
+
+def decoded(listing: Listing, place: int, made: Callable[[Image.Image], Pixels]) -> Pixels | str:
+    """What `made` makes of an image in 8 bits and three channels; or why it cannot be read.
+
+    Raises ValueError for an image of another size than the listing knows.
+    """
+    try:
+        with Image.open(listing.paths[place]) as image:
+            size, pixels = image.size, made(plain(image, grey=False))
+    except UNREADABLE as error:
+        return str(error) or type(error).__name__
+    listing.check_size(place, size)
+    return pixels
 
 
 def no_larger(side: int) -> Callable[[Image.Image], Image.Image]:

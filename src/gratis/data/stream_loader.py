@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.pool import AsyncResult, ThreadPool
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from gratis.data.augment import parse_augment, random_box
 from gratis.data.epochs import Epochs
-from gratis.data.folder import cropped
 from gratis.data.images import as_pixels
+from gratis.data.store import Pixels
 from gratis.data.streamed import Streamed
+from gratis.data.streamed_scenes import StreamedScenes
 
 AHEAD = 3
 """Batches in the making while one is learned from."""
@@ -27,8 +29,8 @@ class StreamLoader(Epochs):
     As `Loader`: order, parts and flips of an epoch depend on (seed, epoch number, image) alone,
     and `take`, `world` say which rows of each batch are ours; only these are read.
 
-    augment: `resized-crop` (augment.random_box) and `flip`; without the former the largest square
-    in the centre of each image.
+    augment: `resized-crop` (augment.random_box) and `flip`; without the former the images'
+    `square`. Boxes are mirrored with their images, and follow no crop.
 
     Raises ValueError for a batch larger than the data, or another augmentation.
     """
@@ -59,6 +61,8 @@ class StreamLoader(Epochs):
                 f"data.augment: crop-{self.augmentation.pad} is for images in memory; those of "
                 "data.stored take resized-crop and flip"
             )
+        if self.augmentation.resized and isinstance(images, StreamedScenes):
+            raise ValueError("data.augment: boxes follow a flip, no crop; leave resized-crop out")
         self.images, self.batch_size, self.seed = images, batch_size, seed
         self._count = len(images)
         self.drop_last, self.device = drop_last, torch.device(device)
@@ -67,7 +71,8 @@ class StreamLoader(Epochs):
     def epoch(self, number: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `number` from `start_batch` on.
 
-        Each is (x float32 [B, 3, S, S] in [0, 1], y int64 [B]), on the loader's device.
+        Each is (x float32 [B, 3, S, S] in [0, 1], y int64 [B] or boxes [B, M, 5] float32), on the
+        loader's device.
         """
         mixed = np.random.SeedSequence((self.seed, number)).generate_state(2, np.uint64)
         generator = torch.Generator().manual_seed(int(mixed[0]))
@@ -76,49 +81,56 @@ class StreamLoader(Epochs):
         sizes = list(zip(starts, self.batch_sizes, strict=False))[start_batch:]
         key = int(mixed[1])
         with ThreadPool(self.workers) as pool:
-            making: deque[tuple[Tensor, Tensor, AsyncResult[list[None]]]] = deque()
+            making: deque[_Making] = deque()
             for start, size in sizes:
                 making.append(self._begin(order[start + self.take(size)], key, pool))
                 if len(making) > AHEAD:
-                    yield self._finished(*making.popleft())
+                    yield self._finished(making.popleft())
             while making:
-                yield self._finished(*making.popleft())
+                yield self._finished(making.popleft())
 
-    def _begin(
-        self, chosen: Tensor, key: int, pool: ThreadPool
-    ) -> tuple[Tensor, Tensor, "AsyncResult[list[None]]"]:
-        """A batch that threads are at work on: (pixels to be [B, S, S, 3], labels, the work)."""
+    def _begin(self, chosen: Tensor, key: int, pool: ThreadPool) -> "_Making":
         side = self.images.image_size
         x = torch.empty(len(chosen), side, side, 3, dtype=torch.uint8)
         if self.device.type == "cuda":
             x = x.pin_memory()
-        pixels, rows = x.numpy(), self.images.rows[chosen].tolist()
+        flips = torch.zeros(len(chosen), dtype=torch.bool)
+        pixels, flipped, rows = x.numpy(), flips.numpy(), self.images.rows[chosen].tolist()
 
         def make(first: int) -> None:
             for place in range(first, min(first + TASK, len(rows))):
-                pixels[place] = self._image(rows[place], key)
+                pixels[place], flipped[place] = self._image(rows[place], key)
 
         work = pool.map_async(make, range(0, len(rows), TASK), chunksize=1)
-        return x, self.images.y[chosen], work
+        return _Making(chosen, x, flips, work)
 
-    def _finished(
-        self, x: Tensor, y: Tensor, work: "AsyncResult[list[None]]"
-    ) -> tuple[Tensor, Tensor]:
-        work.get()
-        moved = x.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+    def _finished(self, batch: "_Making") -> tuple[Tensor, Tensor]:
+        batch.work.get()
+        moved = batch.x.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        y = self.images.targets(batch.chosen, batch.flips)
         return as_pixels(moved.contiguous()), y.to(self.device)
 
-    def _image(self, row: int, key: int) -> np.ndarray:
-        """One image, cut and flipped as the epoch's key and its row say: uint8 [S, S, 3]."""
+    def _image(self, row: int, key: int) -> tuple[Pixels, bool]:
+        """One image, cut and flipped as the epoch's key and its row say: uint8 [S, S, 3]; and
+        whether it was flipped.
+        """
         draw = np.random.Generator(np.random.Philox(key=[key, row]))
-        pixels, side = self.images.source.image(row), self.images.image_size
         flipped = self.augmentation.flip and draw.random() < 0.5
         if self.augmentation.resized:
+            pixels, side = self.images.source.image(row), self.images.image_size
             height, width = pixels.shape[:2]
             left, top, right, bottom = random_box(width, height, draw)
             part = Image.fromarray(pixels[top:bottom, left:right])
-            image = part.resize((side, side), Image.Resampling.BILINEAR)
+            made = np.asarray(part.resize((side, side), Image.Resampling.BILINEAR))
         else:
-            image = cropped(Image.fromarray(pixels), side)
-        made = np.asarray(image)
-        return made[:, ::-1] if flipped else made
+            made = self.images.square(row)
+        return made[:, ::-1] if flipped else made, flipped
+
+
+class _Making(NamedTuple):
+    """A batch that threads are at work on: which images, pixels to be [B, S, S, 3], and flips."""
+
+    chosen: Tensor
+    x: Tensor
+    flips: Tensor
+    work: "AsyncResult[list[None]]"

@@ -1,11 +1,13 @@
 """A labelled set that does not fit into memory: its images are read as batches ask for them."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,27 +16,28 @@ from torch import Tensor
 
 from gratis.data.folder import cropped
 from gratis.data.images import Images, as_pixels
-from gratis.data.listing import Listing, listed
-from gratis.data.store import Files, Source, Store, no_larger
+from gratis.data.listing import ClassFolders, Listing, listed
+from gratis.data.store import Files, Pixels, Source, Store, no_larger
 
 CACHE = ".gratis-cache"
 """Where decoded images lie below the data's root unless data.cache says otherwise."""
 
 Stored = int | str
-"""The shorter side of images that are kept decoded, or "files"."""
+"""The side of images that are kept decoded, the shorter one or with boxes the longer one; or
+"files".
+"""
 
 
-@dataclass(frozen=True, eq=False)
-class Streamed:
-    """Images of a folder, read from `source` one by one; for the rest as `Images`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Streamed(ABC):
+    """Images of a listing, read from `source` one by one; for the rest as `Images`.
 
-    rows: [N], places of its images in a listing's fixed order at random.  y: [N], int64.
+    rows: [N], places of its images in the order that `source` has them in.
     image_size: the side in pixels of the squares that batches hold.
     """
 
     listing: Listing
     rows: Tensor
-    y: Tensor
     source: Source
     image_size: int
     skipped: tuple[str, ...] = ()
@@ -70,24 +73,53 @@ class Streamed:
         digest.update(self.rows.numpy().data)
         return digest.hexdigest()
 
-    def select(self, indices: Tensor) -> "Streamed":
+    def select(self, indices: Tensor) -> Self:
         """The images at `indices` [M], in that order."""
-        return replace(self, rows=self.rows[indices], y=self.y[indices])
+        return replace(self, rows=self.rows[indices])
 
     def pixels(self, indices: Tensor | slice) -> Tensor:
-        """The largest squares of the images at `indices` [M]: float32 [M, 3, S, S] in [0, 1]."""
-        chosen = self.rows[indices].tolist()
-        squares = [
-            np.asarray(cropped(Image.fromarray(self.source.image(row)), self.image_size))
-            for row in chosen
-        ]
+        """The squares of the images at `indices` [M]: float32 [M, 3, S, S] in [0, 1]."""
+        squares = [self.square(row) for row in self.rows[indices].tolist()]
         return as_pixels(torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous())
+
+    @abstractmethod
+    def square(self, row: int) -> Pixels:
+        """What a batch holds of the image at `row` unless a part is cut out: [S, S, 3]."""
+
+    @abstractmethod
+    def targets(self, indices: Tensor, flips: Tensor) -> Tensor:
+        """y [M, ...] of the images at `indices` [M], those of `flips` [M] left to right."""
+
+    @abstractmethod
+    def in_memory(self, size: int, resize: int | None, workers: int) -> Images:
+        """All of them from their files, as test images are; see `load` for `resize`."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StreamedFolder(Streamed):
+    """Images of class folders, in a fixed order at random.  labels: of the whole order, int64."""
+
+    listing: ClassFolders
+    labels: Tensor
+
+    @property
+    def y(self) -> Tensor:
+        """[N], int64."""
+        return self.labels[self.rows]
+
+    def square(self, row: int) -> Pixels:
+        """The largest square in the centre."""
+        return np.asarray(cropped(Image.fromarray(self.source.image(row)), self.image_size))
+
+    def targets(self, indices: Tensor, flips: Tensor) -> Tensor:
+        """y [M], int64."""
+        return self.labels[self.rows[indices]]
 
     def in_memory(self, size: int, resize: int | None, workers: int) -> Images:
         """All of them from their files, cut as test images are; see `folder.cropped`."""
         files = Files(self.listing, _order(self.listing))
 
-        def decode(row: int) -> np.ndarray:
+        def decode(row: int) -> Pixels:
             return np.asarray(cropped(Image.fromarray(files.image(row)), size, resize))
 
         with ThreadPool(workers) as pool:
@@ -122,15 +154,39 @@ class Keeping:
 
     def training(
         self, stored: tuple[Stored, ...], image_size: int, limit: int | None
-    ) -> tuple[Streamed, dict[Stored, Source]]:
-        """The training images, read from the first of `stored`; and each of `stored` as a source.
-
-        Decodes first what is not kept yet. Files that one of them cannot read are left out of all.
-        Raises ValueError for what `listed` refuses, too many damaged files, or too small a disk.
+    ) -> tuple[StreamedFolder, dict[Stored, Source]]:
+        """The training images of class folders, read from the first of `stored`; and each of
+        `stored` as a source; see `sources`. Raises ValueError for what `listed` refuses too.
         """
         listed(self.root, "test")  # what is wrong there shall be known before much is decoded
         listing = listed(self.root, "train")
-        whole = _order(listing)
+        order = _order(listing)
+        sources, rows, skipped = self.sources(listing, order, stored, limit, no_larger)
+        images = StreamedFolder(
+            listing=listing,
+            rows=rows,
+            labels=listing.labels[order],
+            source=sources[stored[0]],
+            image_size=image_size,
+            skipped=skipped,
+        )
+        return images, sources
+
+    def sources(
+        self,
+        listing: Listing,
+        whole: Tensor,
+        stored: tuple[Stored, ...],
+        limit: int | None,
+        shrunk: Callable[[int], Callable[[Image.Image], Image.Image]],
+    ) -> tuple[dict[Stored, Source], Tensor, tuple[str, ...]]:
+        """(each of `stored` as a source of a listing's images in the order `whole`; the places
+        in it of the first `limit` images, less damaged files; the names of those).
+
+        Decodes first what is not kept yet. Files that one of them cannot read are left out of all.
+        shrunk: pixels of a side -> what is kept of an image.
+        Raises ValueError for too many damaged files, or too small a disk.
+        """
         order = whole if limit is None else whole[:limit]
         sources: dict[Stored, Source] = {}
         errors: dict[Path, str] = {}
@@ -139,23 +195,14 @@ class Keeping:
                 sources[side] = Files(listing, order)
                 continue
             store = Store(
-                listing, whole, self.directory, str(side), no_larger(side), needed=len(order)
+                listing, whole, self.directory, str(side), shrunk(side), needed=len(order)
             )
             store.fill(self.workers, share=self.share, progress=self.progress)
             errors |= store.errors
             sources[side] = store
         listing.check_skipped(errors)
         readable = [listing.paths[place] not in errors for place in order.tolist()]
-        rows = torch.tensor(readable).nonzero().flatten()
-        images = Streamed(
-            listing,
-            rows,
-            listing.labels[order[rows]],
-            sources[stored[0]],
-            image_size,
-            listing.skipped(errors),
-        )
-        return images, sources
+        return sources, torch.tensor(readable).nonzero().flatten(), listing.skipped(errors)
 
     def test(self, size: int, resize: int | None) -> Images:
         """The test images as `Images` whose pixels stay on the disk until they are looked at."""

@@ -49,10 +49,10 @@ class Data:
     centre-cropped to it.  test_size: what it is asked about, image_size unless given.
     test_resize: the shorter side that images are resized to before their centre of test_size is
     cut out; test_size unless given, 0 to leave them as large as they are.
-    stored: images of a folder are not held in memory but streamed: decoded once, their shorter
-    side at most so many pixels, and kept on disk; or "files", decoded each time.  cache: the
-    directory where they are kept; .gratis-cache below the root unless given.  workers: threads
-    that read; one for each core unless given.
+    stored: images of a folder, and training images of coco, are not held in memory but streamed:
+    decoded once, their shorter side (coco: the longer one) at most so many pixels, and kept on
+    disk; or "files", decoded each time.  cache: the directory where they are kept; .gratis-cache
+    below the root unless given.  workers: threads that read; one for each core unless given.
     test_split: "train" where nothing but the training images is there to be judged on, which
     shows that a model can learn them and no more.
     labels: only so many training labels are kept, equally many of each class, by the seed;
@@ -104,9 +104,10 @@ class Data:
             return
         if isinstance(self.stored, int) and self.stored < 1:
             raise ValueError(f"stored={self.stored} must be at least 1 pixel, or files")
-        if self.name != "folder" or self.image_size is None:
+        if self.name not in ("folder", "coco") or self.image_size is None:
             raise ValueError(
-                f"stored={self.stored} streams images of name=folder, cut to image_size; give both"
+                f"stored={self.stored} streams images of name=folder or coco, made image_size; "
+                "give both, or stored=null"
             )
         if self.labels is not None or self.unlabelled is not None:
             raise ValueError(
