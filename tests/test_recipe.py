@@ -220,6 +220,10 @@ def test_settings_that_cannot_be_applied_are_explained(setting: str, message: st
         (["guard.mode=earlystop"], r"did you mean early-stop"),
         (["engine.precision=fp8"], r"engine\.precision: 'fp8'"),
         (["engine=3"], r"engine: 3 should be a mapping"),
+        (
+            ["data={name: folder, stored: 72, image_size: 64, test_split: train}"],
+            r"test_split=train judges on training images in memory",
+        ),
     ],
     ids=str,
 )

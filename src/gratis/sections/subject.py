@@ -113,6 +113,11 @@ class Data:
             raise ValueError(
                 "labels and unlabelled are for images in memory; leave them or stored out"
             )
+        if self.name == "folder" and self.test_split == "train":
+            raise ValueError(
+                "test_split=train judges on training images in memory, which stored streams from "
+                "disk; leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
