@@ -92,6 +92,7 @@ class Training:
         self._clock = self._saved = time.perf_counter()
         while self._going:
             loader = self.loader
+            self._note_phase()
             check_every = max(1, round(self.recipe.check.every * len(loader)))
             for x, y in loader.epoch(self.epoch, self.batch):
                 self._learn(Batch(x, y))
@@ -111,6 +112,13 @@ class Training:
     @property
     def _going(self) -> bool:
         return self.learner.updates < self.plan.updates and not self.stopped
+
+    def _note_phase(self) -> None:
+        """Log where a phase begins; what it changes stands in the recipe."""
+        phase = self.plan.phase(self.epoch)
+        begin = self.plan.ends[phase - 1][0] if phase else 0
+        if self.recipe.phases and (self.epoch, self.batch) == (begin, 0):
+            self.journal.event("phase", phase=phase + 1, **self._position)
 
     def _learn(self, batch: Batch) -> None:
         learner = self.learner
