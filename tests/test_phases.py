@@ -172,6 +172,7 @@ def test_phases_of_images_in_memory_may_change_their_batches_alone() -> None:
 @pytest.mark.parametrize("method", ["fgsm-rs", "free-2", "fast-advprop", "yopo-2-2"])
 def test_images_and_batches_follow_the_phases(tree: Path, tmp_path: Path, method: str) -> None:
     seen = []
+    notes: list[str] = []
 
     class Watched(Training):
         def _learn(self, batch) -> None:
@@ -180,7 +181,11 @@ def test_images_and_batches_follow_the_phases(tree: Path, tmp_path: Path, method
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train, "Training", Watched)
-        run = train.run(phased(tree, method), tmp_path / "run")
+        run = train.run(
+            phased(tree, method), tmp_path / "run", progress=lambda *shown: notes.append(shown[-1])
+        )
+    for number in (1, 2, 3):
+        assert any(note.startswith(f"phase {number} of 3, loss") for note in notes)
     batches = {epoch: [shape for e, shape in seen if e == epoch] for epoch in range(4)}
     assert batches[0] == batches[1] == [(10, 3, 8, 8)] * 2
     assert batches[2] == [(8, 3, 12, 12)] * 2 + [(4, 3, 12, 12)]

@@ -223,7 +223,10 @@ class Training:
         # here alone, at places that depend on the recipe and not on the clock: a mean rounds
         self.learner.settle()
         loss = self.journal.flush(self.seconds)
-        self.progress("train", self.learner.updates, self.plan.updates, f"loss {loss:.3f}")
+        phases = len(self.plan.ends)
+        where = f"phase {self.plan.phase(self.epoch) + 1} of {phases}, " if phases else ""
+        said = f"{where}loss {loss:.3f}"
+        self.progress("train", self.learner.updates, self.plan.updates, said)
 
     def _time_to_save(self) -> bool:
         """Whether the last checkpoint is long ago, by one clock; asked where all meet anyway."""
