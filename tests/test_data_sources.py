@@ -141,7 +141,7 @@ def remove(path: Path) -> None:
     ("change", "message"),
     [
         (lambda root: (root / "train" / "bird").mkdir(), "only in train: bird"),
-        (lambda root: remove(root / "train" / "dog"), r"1 class folders \(cat\)"),
+        (lambda root: remove(root / "train" / "dog"), r"1 class folder \(cat\)"),
         (lambda root: remove(root / "train"), "no folder train; needed are .*train/CLASS"),
         (lambda root: [(root / p / "bird").mkdir() for p in ("train", "val")], "image: bird"),
         (lambda root: [p.unlink() for p in root.glob("train/**/*.png")], "train holds no image"),

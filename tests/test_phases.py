@@ -12,6 +12,7 @@ from PIL import Image
 from gratis import train
 from gratis.budget import Plan, plan, plan_phases
 from gratis.recipe import load
+from gratis.report.runs import run_views
 from gratis.run import Run
 from gratis.setting import learner
 from gratis.training import Training
@@ -171,6 +172,7 @@ def test_phases_of_images_in_memory_may_change_their_batches_alone() -> None:
 @pytest.mark.parametrize("method", ["fgsm-rs", "free-2", "fast-advprop", "yopo-2-2"])
 def test_images_and_batches_follow_the_phases(tree: Path, tmp_path: Path, method: str) -> None:
     seen = []
+    notes: list[str] = []
 
     class Watched(Training):
         def _learn(self, batch) -> None:
@@ -179,12 +181,22 @@ def test_images_and_batches_follow_the_phases(tree: Path, tmp_path: Path, method
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(train, "Training", Watched)
-        run = train.run(phased(tree, method), tmp_path / "run")
+        run = train.run(
+            phased(tree, method), tmp_path / "run", progress=lambda *shown: notes.append(shown[-1])
+        )
+    for number in (1, 2, 3):
+        assert any(note.startswith(f"phase {number} of 3, loss") for note in notes)
     batches = {epoch: [shape for e, shape in seen if e == epoch] for epoch in range(4)}
     assert batches[0] == batches[1] == [(10, 3, 8, 8)] * 2
     assert batches[2] == [(8, 3, 12, 12)] * 2 + [(4, 3, 12, 12)]
     assert batches[3] == [(6, 3, 16, 16)] * 3 + [(2, 3, 16, 16)]
     budget = run.results["budget"]
+    begun = [record for record in run.log() if record["kind"] == "phase"]
+    assert [(record["phase"], record["epoch"]) for record in begun] == [(1, 0), (2, 2), (3, 3)]
+    shown = run_views([run])[0].phases
+    batches_seen = [len(phase.steps) / len(shown[0].steps) for phase in shown]
+    assert batches_seen == pytest.approx([1, 3 / 4, 4 / 4]), "as many updates of each batch"
+    assert shown[-1].reach("spent_passes")[1] == pytest.approx(budget["metered_passes"])
     assert budget["predicted_passes"] == budget["metered_passes"]
     assert budget["data_passes"] == 4
     [entry] = run.results["evaluations"]
@@ -197,7 +209,9 @@ def test_a_run_that_died_in_any_phase_goes_on_bitwise(tree: Path, tmp_path: Path
     whole = train.run(recipe, tmp_path / "whole")
     with dies(at):
         train.run(recipe, tmp_path / "died")
-    train.run(recipe, tmp_path / "died", resume=True)
+    again = train.run(recipe, tmp_path / "died", resume=True)
+    ours, theirs = ([len(phase.steps) for phase in v.phases] for v in run_views([whole, again]))
+    assert ours == theirs
     assert_same(final_state(whole.path), final_state(tmp_path / "died"))
 
 

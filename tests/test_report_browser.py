@@ -15,6 +15,7 @@ import pytest
 from gratis.report import write_report
 from gratis.run import Run
 from tests.reports import RESULTS, evaluation, make_full_run, make_run
+from tests.test_report_phases import phased
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -127,6 +128,13 @@ def test_tables_sort_and_pictures_load(page: Path, tmp_path: Path, width: int) -
     assert seen["unlabelled"] == 0
     assert seen["buttons"] > 6 + 7, "the tables below sort too"
     assert seen["width"] <= max(width, 500), "some browsers do not go below 500"
+    assert seen["overflow"] <= 0
+
+
+def test_the_phases_of_a_run_do_not_run_off_a_phone(tmp_path: Path) -> None:
+    write_report([phased(tmp_path / "run")], tmp_path / "report.html")
+    seen, said = opened(tmp_path / "report.html", tmp_path, "--window-size=400,900")
+    assert said == []
     assert seen["overflow"] <= 0
 
 

@@ -31,6 +31,8 @@ _SERIES = {f"#5e{index:02x}a5": f"var(--series-{index})" for index in range(COLO
 _TEXT, _GRID, _CARD = "#010a01", "#020a02", "#030a03"
 _STAND_INS = {_TEXT: "var(--muted)", _GRID: "var(--rule)", _CARD: "var(--card)", **_SERIES}
 
+WIDTH = 270.0  # points between the axes' ends, as good as always
+NAME_SIZE, NAME_WIDTH = 7.5, 0.6  # points; and what a letter takes of them, with room to spare
 POINTS = 300  # a curve keeps this many; more cannot be seen at the width of the page
 
 
@@ -48,6 +50,19 @@ class Curve:
     kind: Literal["main", "faint", "mark", "point", "bar", "frontier"] = "main"
 
 
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the x axis that begins with an upright line (none at 0), and is named above.
+
+    names: the first of them for which there is room.  series: whose it is; None for all.
+    """
+
+    begin: float
+    end: float
+    names: tuple[str, ...] = ()
+    series: int | None = None
+
+
 def curves_svg(
     name: str,
     description: str,
@@ -57,8 +72,9 @@ def curves_svg(
     percent: bool = False,
     x_label: str = "passes spent per training image",
     log_x: bool = False,
+    spans: Sequence[Span] = (),
 ) -> Markup:
-    """An <svg> element with `curves`; `description` is its text alternative.
+    """An <svg> element with `curves` and `spans`; `description` is its text alternative.
 
     `name` must be unique on the page. With `percent`, y runs from 0 to 1 and is shown in percent.
     With `log_x`, x is shown by powers of ten, and starts at 0 without.
@@ -94,6 +110,8 @@ def curves_svg(
             axes.xaxis.set_minor_formatter("")
         else:
             axes.set_xlim(left=0.0)
+        for span in spans:
+            _mark(axes, span)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if percent:
@@ -134,6 +152,24 @@ def _draw(axes: Any, curve: Curve, scale: float) -> None:
     if curve.kind == "frontier":
         look |= {"marker": "", "linewidth": 1.0, "linestyle": (0, (2, 2)), "color": _TEXT}
     axes.plot(x, y, **look)
+
+
+def _mark(axes: Any, span: Span) -> None:
+    left, right = axes.get_xlim()
+    colour = _TEXT if span.series is None else list(_SERIES)[span.series % COLOURS]
+    if span.begin > left:
+        axes.axvline(span.begin, color=colour, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    room = WIDTH * (span.end - span.begin) / (right - left)
+    fitting = [
+        name
+        for name in span.names
+        if max(map(len, name.splitlines())) * NAME_WIDTH * NAME_SIZE <= room
+    ]
+    if fitting:
+        middle = (span.begin + span.end) / 2
+        place = axes.get_xaxis_transform()  # upwards from the top of the axes
+        look: Any = {"fontsize": NAME_SIZE, "ha": "center", "va": "bottom", "linespacing": 1.15}
+        axes.text(middle, 1.02, fitting[0], transform=place, **look)
 
 
 def thinned(values: Array) -> Array:

@@ -136,9 +136,11 @@ def _to_hold_out(recipe: Recipe) -> float:
 def _check_batches(recipe: Recipe, images: int) -> None:
     largest = max(stage.batch_size for stage in recipe.stages)
     if largest > images:
+        key = "phases, batch_size" if recipe.phases else "data.batch_size"
+        held = f" beside the {_to_hold_out(recipe):g} that data.holdout keeps for checks"
         raise ValueError(
-            f"data.batch_size: {largest} images a batch, but there are only "
-            f"{images} to train on; give a smaller batch"
+            f"{key}: {largest} images a batch, but there are only {images} to train on"
+            f"{held if recipe.data.holdout >= 1 else ''}; give a smaller batch"
         )
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from gratis.cli.arguments import parser
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # python -m finds a user's module:function in the working directory; so shall the script
     if os.getcwd() not in sys.path:
         sys.path.insert(1, os.getcwd())
+    # photographs with damaged EXIF, as ImageNet has, are whole; nobody here reads EXIF
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
     try:
         return int(options.call(options))
     except KeyboardInterrupt:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gratis.data.advice import some
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -149,8 +151,8 @@ def check_match(training: Described, test: Described, *, resized: bool = False) 
 
 def different_classes(name: str, classes: Sequence[str], other: str, others: Sequence[str]) -> str:
     """What to tell a user about two lists of class names that should be equal."""
-    only = [f"only in {name}: {', '.join(c for c in classes if c not in others)}"]
-    only += [f"only in {other}: {', '.join(c for c in others if c not in classes)}"]
+    only = [f"only in {name}: {some([c for c in classes if c not in others])}"]
+    only += [f"only in {other}: {some([c for c in others if c not in classes])}"]
     named = [part for part in only if not part.endswith(": ")]
     return "; ".join(named) if named else f"the same names in another order in {name} and {other}"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gratis.data.advice import class_folders, has_folder, no_split, some, too_few_classes
 from gratis.data.images import different_classes
 
 # What a reader of figures must be told about a folder of this name.
@@ -58,10 +59,10 @@ class Listing:
     def check_skipped(self, errors: Mapping[Path, str]) -> None:
         """ValueError where too many files could not be read: path -> why."""
         if len(errors) > MOST_SKIPPED * len(self):
-            some = "; ".join(f"{path}: {errors[path]}" for path in sorted(errors)[:3])
+            first = "; ".join(f"{path}: {errors[path]}" for path in sorted(errors)[:3])
             raise ValueError(
                 f"{len(errors)} of {len(self)} files in {self.directory} cannot be read as images "
-                f"(up to {MOST_SKIPPED:.0%} are skipped): {some}"
+                f"(up to {MOST_SKIPPED:.0%} are skipped): {first}; fetch or unpack them anew"
             )
 
     def skipped(self, errors: Mapping[Path, str]) -> tuple[str, ...]:
@@ -106,29 +107,21 @@ def listed(root: Path, split: str) -> ClassFolders:
 
 def _split_directory(root: Path, split: str) -> Path:
     names = ("train",) if split == "train" else ("test", "val")
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    raise ValueError(
-        f"{root} has no folder {' or '.join(names)}; needed are {root}/train/CLASS/*.png and "
-        f"{root}/test/CLASS/*.png (or val for test): check the root"
-    )
+    there = [root / name for name in names if (root / name).is_dir()]
+    if not there:
+        raise ValueError(no_split(root, names))
+    # ImageNet's own `test` has images without labels, all in one folder
+    return next(filter(has_folder, there), there[-1])
 
 
 def _classes(root: Path, split: str, directory: Path) -> tuple[str, ...]:
     """The class folders of `directory`, the same as those of the other split if that is there."""
-    classes = _class_folders(directory)
-    if len(classes) < 2:
-        raise ValueError(
-            f"{directory} has {len(classes)} class folders"
-            + (f" ({classes[0]})" if classes else "")
-            + "; two or more are needed, each with the images of one class"
-        )
+    classes = _two_or_more(directory)
     try:
         other = _split_directory(root, "test" if split == "train" else "train")
     except ValueError:
         return classes
-    if (others := _class_folders(other)) != classes:
+    if (others := _two_or_more(other)) != classes:
         raise ValueError(
             f"{root}: the class folders of the splits differ, so labels would not mean the same: "
             + different_classes(directory.name, classes, other.name, others)
@@ -136,16 +129,19 @@ def _classes(root: Path, split: str, directory: Path) -> tuple[str, ...]:
     return classes
 
 
-def _class_folders(directory: Path) -> tuple[str, ...]:
-    # Hidden folders are a notebook's or a system's, never a class.
-    entries = (entry for entry in directory.iterdir() if not entry.name.startswith("."))
-    return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+def _two_or_more(directory: Path) -> tuple[str, ...]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # slow to import
+
+    classes = class_folders(directory)
+    if len(classes) < 2:
+        raise ValueError(too_few_classes(directory, IMG_EXTENSIONS))
+    return classes
 
 
 def _check_no_class_empty(directory: Path, classes: Sequence[str], labels: torch.Tensor) -> None:
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
         raise ValueError(
-            f"{directory} has class folders without a readable image: {', '.join(empty)}; "
+            f"{directory} has class folders without a readable image: {some(empty)}; "
             "fill them or take them away"
         )

@@ -99,8 +99,8 @@ def root_of(name: str, root: str | Path | None) -> Path:
     path = _root_if_given(root)
     if path is None:
         raise ValueError(
-            f"where is {name}? Give data.root (root= in Python), or set the environment variable "
-            "GRATIS_DATA to the directory"
+            f"where do the files of data.name={name} lie? Give their directory as data.root=DIR "
+            "(root= in Python), or in the environment variable GRATIS_DATA"
         )
     if not path.is_dir():
         raise ValueError(f"the root {path} of {name} is no directory; make it or give another")

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from gratis.figures import Curve, curves_svg
+from gratis.report.phases import in_words, spans
 from gratis.report.protocols import Protocol
 from gratis.report.runs import RunView
 from gratis.report.values import passes, percent, protocol, threat
@@ -32,13 +33,21 @@ def training_curves(views: Sequence[RunView]) -> Record:
         if (check := view.last_check) is not None
     ]
     described = f"Held-out accuracy against passes spent. At the last check: {'; '.join(ends)}."
+    phases = in_words(views)
     figures = {
         "accuracy": (accuracy, described, "held-out accuracy"),
         "loss": (loss, "Training loss against passes spent.", "training loss"),
         "rate": (rate, "Learning rate against passes spent.", "learning rate"),
     }
     return {
-        name: curves_svg(name, words, curves, y_label=y_label, percent=name == "accuracy")
+        name: curves_svg(
+            name,
+            words + phases,
+            curves,
+            y_label=y_label,
+            percent=name == "accuracy",
+            spans=spans(views, explained=name == "rate"),
+        )
         if any(len(curve.x) for curve in curves)
         else None
         for name, (curves, words, y_label) in figures.items()

@@ -9,6 +9,7 @@ import numpy as np
 
 from gratis.figures import COLOURS, MARKERS, Array
 from gratis.names import spell
+from gratis.report.phases import phases
 from gratis.report.values import distinct, images, listed, passes, threat
 from gratis.run import RECIPE, Record, Run
 
@@ -24,6 +25,7 @@ class RunView:
         self.path = run.path
         self.directory = run.path.resolve().name
         self.log = run.log()
+        self.phases = phases(run.recipe, self.log)
         self.results = run.results
         self.verified = _verified(run)
         self.recipe_text = (run.path / RECIPE).read_text(encoding="utf-8")

@@ -92,6 +92,7 @@ class Training:
         self._clock = self._saved = time.perf_counter()
         while self._going:
             loader = self.loader
+            self._note_phase()
             check_every = max(1, round(self.recipe.check.every * len(loader)))
             for x, y in loader.epoch(self.epoch, self.batch):
                 self._learn(Batch(x, y))
@@ -111,6 +112,13 @@ class Training:
     @property
     def _going(self) -> bool:
         return self.learner.updates < self.plan.updates and not self.stopped
+
+    def _note_phase(self) -> None:
+        """Log where a phase begins; what it changes stands in the recipe."""
+        phase = self.plan.phase(self.epoch)
+        begin = self.plan.ends[phase - 1][0] if phase else 0
+        if self.recipe.phases and (self.epoch, self.batch) == (begin, 0):
+            self.journal.event("phase", phase=phase + 1, **self._position)
 
     def _learn(self, batch: Batch) -> None:
         learner = self.learner
@@ -215,7 +223,10 @@ class Training:
         # here alone, at places that depend on the recipe and not on the clock: a mean rounds
         self.learner.settle()
         loss = self.journal.flush(self.seconds)
-        self.progress("train", self.learner.updates, self.plan.updates, f"loss {loss:.3f}")
+        phases = len(self.plan.ends)
+        where = f"phase {self.plan.phase(self.epoch) + 1} of {phases}, " if phases else ""
+        said = f"{where}loss {loss:.3f}"
+        self.progress("train", self.learner.updates, self.plan.updates, said)
 
     def _time_to_save(self) -> bool:
         """Whether the last checkpoint is long ago, by one clock; asked where all meet anyway."""
