@@ -354,6 +354,23 @@ def test_the_shipped_recipes_stream_and_need_the_root_alone(
     assert Counter(map(tuple, index["sizes"])) == {(48, 64): 5, (64, 40): 6, (0, 0): 1}
 
 
+@pytest.mark.parametrize("stored", ["null", "64"])
+def test_what_became_of_odd_boxes_is_for_the_log(root: Path, stored: str) -> None:
+    def beyond(known: dict[str, Any]) -> None:
+        known["annotations"] += [
+            {"id": 100 + n, "image_id": 1, "category_id": 7, "bbox": box}
+            for n, box in enumerate([[70, 50, 30, 30], [90, 0, 10, 10], [5, 5, 0, 8]])
+        ]
+
+    changed(root, beyond)
+    where = [f"data.root={root}", "data.image_size=64", f"data.stored={stored}"]
+    found = training_data(load("retinanet-coco", [*where, "data.batch_size=4"]))
+    assert found.remarks == [
+        "boxes of training images that reach beyond their image and were cut to it: 1",
+        "boxes of training images that have no area inside of their image and were left out: 2",
+    ]
+
+
 @pytest.mark.data
 def test_photographs_of_coco_are_streamed_as_they_are_in_memory(tmp_path: Path) -> None:
     root = Path(os.environ.get("GRATIS_DATA", "/nowhere"), "coco128")

@@ -16,7 +16,7 @@ from gratis.data.scenes import Scenes
 from gratis.data.sources import root_of
 from gratis.data.store import Source
 from gratis.data.streamed import Keeping, Stored
-from gratis.data.streamed_scenes import training_scenes
+from gratis.data.streamed_scenes import StreamedScenes, training_scenes
 from gratis.data.unlabelled import drawn, keep_labels, together
 from gratis.recipe import Recipe
 from gratis.sections import Data
@@ -34,6 +34,18 @@ class TrainingData:
     skipped: tuple[str, ...]
     unlabelled: Unlabelled | None = None
     sources: Mapping[Stored, Source] = field(default_factory=dict)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was left out of the training images, or changed, for the run's log."""
+        said = [f"not readable as an image, skipped: {name}" for name in self.skipped]
+        if isinstance(self.training, Scenes | StreamedScenes):
+            for count, what in (
+                (self.training.clipped, "reach beyond their image and were cut to it"),
+                (self.training.degenerate, "have no area inside of their image and were left out"),
+            ):
+                said += [f"boxes of training images that {what}: {count}"] if count else []
+        return said
 
 
 def load_split(data: Data, split: str) -> Images:

@@ -31,6 +31,16 @@ class StreamedScenes(Streamed):
             digest.update(self.listing.truth[row].numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def clipped(self) -> int:
+        """How many of its boxes reach beyond their image and are cut to it."""
+        return int(self.listing.clipped[self.rows].sum())
+
+    @property
+    def degenerate(self) -> int:
+        """How many boxes of its images had no area inside of them and were left out."""
+        return int(self.listing.degenerate[self.rows].sum())
+
     def square(self, row: int) -> Pixels:
         """The whole image, fitted as its original would be and the rest black."""
         height, width = self.listing.sizes[row].tolist()

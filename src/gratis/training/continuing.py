@@ -67,9 +67,9 @@ def bring_in(
 
 
 def take_up(
-    run: "Training", state: dict[str, Any] | None, warnings: list[str], skipped: tuple[str, ...]
+    run: "Training", state: dict[str, Any] | None, warnings: list[str], remarks: list[str]
 ) -> None:
-    """Go on from the last checkpoint `state`, if there is one."""
+    """Go on from the last checkpoint `state`, if there is one; else note `remarks` on the data."""
     processes, device = run.processes, run.learner.device
     if state is None:
         if run.directory.log():
@@ -80,8 +80,8 @@ def take_up(
             run.journal.event("start", update=0, **run.start)
         if run.pseudo is not None:
             run.journal.event("pseudo-labels", update=0, **run.pseudo["record"])
-        for name in skipped:
-            run.journal.event("warning", message=f"not readable as an image, skipped: {name}")
+        for remark in remarks:
+            run.journal.event("warning", message=remark)
         _check_together(run)
         return
     run.directory.set_aside_damaged()

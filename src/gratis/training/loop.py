@@ -63,7 +63,7 @@ class Training:
         self.best = (-1.0, -1.0)
         self.seconds = 0.0
         self.stopped = self.done = False
-        take_up(self, saved, warnings, data.skipped)
+        take_up(self, saved, warnings, data.remarks)
         choose(
             recipe.engine.compile,
             self.learner,
