@@ -10,11 +10,16 @@ Then `phases`: FGSM-RS at the same number of data passes in three phases of grow
 
 import sys
 
+import torch
 from rows import main
 
+from gratis.assess import trained
 from gratis.data.shifted import Asked
+from gratis.evaluate.interval import clopper_pearson
+from gratis.recipe import from_plain
 from gratis.run import Run
 from gratis.shifts import shift_run
+from gratis.training_data import load_split
 
 IMAGES = 250
 COMMON = [
@@ -59,5 +64,23 @@ def corrupted(run: Run) -> str:
     return f"{100 * known[0]['mean_error']:.1f}"
 
 
+@torch.no_grad()
+def clean(run: Run) -> str:
+    """Accuracy on all test images, with its interval; attacks see the first of them alone."""
+    recipe = from_plain(run.recipe)
+    images = load_split(recipe.data, "test")
+    model = trained(recipe, images, run.load_checkpoint("last")[0]).eval()
+    chunks = torch.arange(len(images)).split(IMAGES)
+    right = sum(int((model(images.pixels(c)).argmax(1) == images.y[c]).sum()) for c in chunks)
+    low, high = clopper_pearson(right, len(images))
+    return f"{100 * right / len(images):.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
 if __name__ == "__main__":
-    main("imagenette", "imagenet", COMMON, ROWS, further={"corruption error %": corrupted})
+    main(
+        "imagenette",
+        "imagenet",
+        COMMON,
+        ROWS,
+        further={"clean % of all": clean, "corruption error %": corrupted},
+    )
