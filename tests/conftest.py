@@ -7,6 +7,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+from gratis.attacks.apgd import APGD
+from gratis.attacks.fab import FAB
+from gratis.attacks.square import Square
+from tests.short_attacks import put
+
 settings.register_profile("gratis", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("gratis")
 
@@ -17,3 +22,22 @@ def _fixed_randomness() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def few_queries(monkeypatch):
+    """A Square of fewer queries than the standard: most of a standard AutoAttack is Square."""
+    put(monkeypatch, Square("square", queries=300))
+
+
+@pytest.fixture
+def few_steps(monkeypatch, few_queries):
+    """For what does not depend on how well an attack searches."""
+    put(
+        monkeypatch,
+        APGD("apgd-ce", steps=20),
+        APGD("apgd-dlr", "dlr", steps=20),
+        APGD("apgd-t", "dlr-t", steps=20),
+        FAB("fab-t", steps=10),
+        Square("square", queries=40),
+    )
