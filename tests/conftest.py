@@ -1,11 +1,13 @@
 """What every test starts from: fixed seeds, one thread, and the same hypothesis examples."""
 
+import functools
 import random
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from sklearn import datasets
 
 from gratis.attacks.apgd import APGD
 from gratis.attacks.fab import FAB
@@ -14,6 +16,18 @@ from tests.short_attacks import put
 
 settings.register_profile("gratis", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("gratis")
+
+
+@functools.cache
+def _digits(load=datasets.load_digits):
+    """The digits, read once: hundreds of runs train on them, and reading is a sixth of a run."""
+    bunch = load()
+    for values in (bunch.data, bunch.images, bunch.target):
+        values.setflags(write=False)
+    return bunch
+
+
+datasets.load_digits = _digits
 
 
 @pytest.fixture(autouse=True)
