@@ -460,6 +460,7 @@ def test_no_attack_breaks_what_is_safe(run):
             net.float()
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_resumed_equals_whole(run, tmp_path, monkeypatch):
     images = load("digits", "test")
     path = run.path / "verify" / "linf-0.05.jsonl"
@@ -491,6 +492,7 @@ def test_resumed_equals_whole(run, tmp_path, monkeypatch):
     assert resumed["counts"] == whole["counts"]
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_other_networks_and_balls_are_not_mixed(run):
     images = load("digits", "test")
     path = run.path / "verify" / "linf-0.05.jsonl"
