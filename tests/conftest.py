@@ -1,6 +1,7 @@
 """What every test starts from: fixed seeds, one thread, and the same hypothesis examples."""
 
 import functools
+import gc
 import random
 
 import numpy as np
@@ -14,8 +15,15 @@ from gratis.attacks.fab import FAB
 from gratis.attacks.square import Square
 from tests.short_attacks import put
 
+gc.disable()  # importing makes a million objects, all of which stay
 settings.register_profile("gratis", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("gratis")
+torch.set_num_threads(1)  # for modules' fixtures, which come before each test's own
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @functools.cache
