@@ -539,6 +539,7 @@ def torchrun(recipe, out, *more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_torchrun_trains_evaluates_and_reports(folder, found, tmp_path):
     started = torchrun(whole_recipe(), tmp_path / "run")
     stdout, stderr = started.communicate()

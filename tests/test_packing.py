@@ -110,7 +110,7 @@ def test_what_survives_of_a_pool_fills_batches_again() -> None:
 @pytest.mark.parametrize("ball", [Linf(0.03), L2(0.3)], ids=repr)
 @pytest.mark.parametrize("steps", [9, 10, 25])
 def test_every_image_ends_as_in_the_plain_loop(ball: Ball, steps: int) -> None:
-    model, x, y, _ = a_problem(24)
+    model, x, y, _ = a_problem(16)
     model.eval()
     own = [
         [starts(ball, x[i : i + 1], [image_key(11, x[i], int(y[i]))], r) for r in range(2)]
@@ -118,7 +118,7 @@ def test_every_image_ends_as_in_the_plain_loop(ball: Ball, steps: int) -> None:
     ]
     broken = broken_by_pgd(model, x, y, own, ball.norm, ball.eps, ball.eps / 4, steps)
     order = torch.randperm(len(x))
-    for size in (1, 3, 8, 24):
+    for size in (1, 3, 8, 16):
         found = robust_accuracy(
             model, batched(x[order], y[order], size), [f"pgd-{steps}-2"], ball=ball, seed=11
         )

@@ -331,8 +331,16 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
         )
 
 
-@pytest.mark.parametrize("shape", ["cyclic", "piecewise", "cosine", "constant"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize(
+    ("optimizer", "shape"),
+    [
+        pytest.param(
+            optimizer, shape, marks=[pytest.mark.slow] * (optimizer != "sgd" and shape != "cyclic")
+        )
+        for optimizer in ("sgd", "adam", "adamw")
+        for shape in ("cyclic", "piecewise", "cosine", "constant")
+    ],
+)
 def test_optimizers_and_schedules_learn(tmp_path, shape, optimizer):
     rate = 0.1 if optimizer == "sgd" else 0.01
     recipe = tiny(
