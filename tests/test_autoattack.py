@@ -14,18 +14,10 @@ from gratis.evaluate import robust_accuracy
 from gratis.losses import dlr, dlr_towards, margin
 from tests.test_evaluate import WIDE, Counting, a_linear_problem, a_problem, batched
 
+pytestmark = pytest.mark.usefixtures("few_queries")
+quick = pytest.mark.usefixtures("few_steps")
+DEAR, WIDE_L2 = ("apgd-t", "fab-t"), L2(0.2, **WIDE)
 PARTS = ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
-
-
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """Fewer queries of Square than the standard, so that tests are quick."""
-    from gratis.attacks import _WHOLE, autoattack
-    from gratis.attacks.square import Square
-
-    quick = Square("square", queries=300)
-    monkeypatch.setitem(_WHOLE, "square", quick)
-    monkeypatch.setattr(autoattack, "STANDARD", (*autoattack.STANDARD[:3], quick))
 
 
 # --- losses
@@ -116,8 +108,16 @@ def test_a_plane_beyond_the_box_is_approached():
 # --- the exact answer
 
 
-@pytest.mark.parametrize("ball", [Linf(0.03), L2(0.2, **WIDE)], ids=repr)
-@pytest.mark.parametrize("name", PARTS)
+# in L2 the fast part asks the dearest attacks this in test_norms, where the box binds besides
+@pytest.mark.parametrize(
+    ("name", "ball"),
+    [
+        pytest.param(name, ball, marks=[pytest.mark.slow] * (ball == WIDE_L2 and name in DEAR))
+        for ball in (Linf(0.03), WIDE_L2)
+        for name in PARTS
+    ],
+    ids=str,
+)
 def test_linear_models(name, ball):
     model, x, y, breakable = a_linear_problem(10, 1.0, ball)
     found = robust_accuracy(model, [(x, y)], [name], ball=ball)
@@ -153,6 +153,7 @@ def test_broken_images_come_with_a_point_that_proves_it(name):
     assert points.max() <= 1
 
 
+@quick
 @pytest.mark.parametrize("name", ["apgd-dlr", "autoattack"])
 def test_batch_size_and_order_change_nothing(name):
     model, x, y, ball = a_problem(13)
@@ -165,6 +166,7 @@ def test_batch_size_and_order_change_nothing(name):
     assert 0 < int(whole[:, 1].sum()) < int(whole[:, 0].sum())
 
 
+@quick
 def test_autoattack_is_its_parts_together():
     model, x, y, ball = a_problem(20)
     names = ["apgd-ce", "apgd-t", "fab-t", "square", "autoattack"]
@@ -172,6 +174,7 @@ def test_autoattack_is_its_parts_together():
     assert torch.equal(found[:, 5], found[:, 1:5].all(1))
 
 
+@quick
 @pytest.mark.parametrize("name", [*PARTS, "autoattack"])
 def test_meters_count_every_forward_and_backward(name):
     model, x, y, ball = a_problem(8)
@@ -193,6 +196,7 @@ def test_few_classes(classes):
         robust_accuracy(model, [(x, y)], [refused], ball=Linf(0.05))
 
 
+@quick
 @pytest.mark.parametrize("name", [*PARTS, "autoattack"])
 def test_a_model_that_always_says_the_same(name):
     class Constant(nn.Module):

@@ -56,7 +56,10 @@ NETWORKS = {
     "a norm shared": (Shared, 8),
 }
 
-networks = pytest.mark.parametrize("name", NETWORKS)
+LARGE = ("timm regnetx_002", "timm efficientnet_b0")
+networks = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LARGE)) for n in NETWORKS]
+)
 
 
 def built(name, batch=4):

@@ -3,8 +3,6 @@
 Two processes are started once and do everything that the tests then look at.
 """
 
-import socket
-
 import numpy as np
 import pytest
 import torch
@@ -20,6 +18,7 @@ from gratis.methods import METHODS
 from gratis.nn import add_aux
 from gratis.passes import Batch, Pass, seeded
 from gratis.quantiser import dequantise, message_bytes, pack, quantise, unpack
+from tests.processes import start_together
 from tests.recipes import tiny
 from tests.test_distributed import Collectives, become, build, needs_gloo
 from tests.test_methods import small_net
@@ -334,10 +333,7 @@ def together(rank, port, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hooks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(together, (port, folder), WORLD)
+    start_together(together, WORLD, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

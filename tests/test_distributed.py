@@ -5,7 +5,6 @@ Both processes are started once and do everything that the tests then look at.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from gratis.methods import METHODS
 from gratis.nn import add_aux, group_norms
 from gratis.passes import Batch, seeded
 from gratis.run import Run, WatchedRun
+from tests.processes import start_together
 from tests.recipes import tiny
 from tests.test_methods import small_net
 from tests.test_train import Killed, assert_same, final_state
@@ -266,10 +266,7 @@ def early_recipe(*settings):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(together, (port, made), WORLD)
+    start_together(together, WORLD, made)
     return made
 
 
@@ -542,6 +539,7 @@ def torchrun(recipe, out, *more):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_torchrun_trains_evaluates_and_reports(folder, found, tmp_path):
     started = torchrun(whole_recipe(), tmp_path / "run")
     stdout, stderr = started.communicate()

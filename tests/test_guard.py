@@ -137,17 +137,31 @@ def test_a_guarded_run_goes_on_within_its_budget(tmp_path, monkeypatch):
     assert budget["guard_passes"] > 0
 
 
+ROBUST = [0.5, 0.02, 0.5, 0.02, 0.5]
+
+
+def twice_collapsing():
+    return tiny("fgsm", "engine.checkpoint_seconds=0", passes=8)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing interrupted, which is only read."""
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("guard") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        outcomes(patch, ROBUST)
+        train.run(twice_collapsing(), path)
+    return path
+
+
 @pytest.mark.parametrize("stop", [17, 25, 34])
-def test_a_guarded_run_resumes_bitwise(tmp_path, monkeypatch, stop):
+def test_a_guarded_run_resumes_bitwise(tmp_path, monkeypatch, whole, stop):
     """Killed before, between and after two collapses; the changes so far must come back."""
-    recipe = tiny("fgsm", "engine.checkpoint_seconds=0", passes=8)
-    robust = [0.5, 0.02, 0.5, 0.02, 0.5]
-    with monkeypatch.context() as patch:
-        outcomes(patch, robust)
-        train.run(recipe, tmp_path / "whole")
+    recipe = twice_collapsing()
     update = Learner.update
     with monkeypatch.context() as patch:
-        outcomes(patch, robust)
+        outcomes(patch, ROBUST)
 
         def dying(self, **how):
             if self.updates == stop:
@@ -159,9 +173,9 @@ def test_a_guarded_run_resumes_bitwise(tmp_path, monkeypatch, stop):
             train.run(recipe, tmp_path / "died")
     with monkeypatch.context() as patch:
         done = final_state(tmp_path / "died")["checked"]["probes"] // 5
-        outcomes(patch, robust[min(done, len(robust) - 1) :])
+        outcomes(patch, ROBUST[min(done, len(ROBUST) - 1) :])
         run = train.run(recipe, tmp_path / "died", resume=True)
-    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
+    assert_same(final_state(whole), final_state(tmp_path / "died"))
     changes = [r["change"] for r in run.log() if r["kind"] == "guard"]
     assert len(changes) == 2
 

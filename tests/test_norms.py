@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from gratis.attacks import Attack, Attacked, build_attack
+from gratis.attacks import Attacked, build_attack
 from gratis.attacks.apgd import APGD
 from gratis.attacks.climb_l1 import stages
-from gratis.attacks.fab import FAB, onto_plane
+from gratis.attacks.fab import onto_plane
 from gratis.attacks.pgd import pgd
 from gratis.attacks.square import Square
 from gratis.attacks.windows import Windows
@@ -18,6 +18,7 @@ from gratis.balls import L1, L2, Ball, Linf
 from gratis.budget import Meter
 from gratis.evaluate import robust_accuracy
 from gratis.losses import cross_entropy
+from tests.short_attacks import put
 from tests.test_evaluate import Counting, a_problem, batched, digits_net, own_labels
 
 __all__ = ["digits_net"]  # a fixture, asked for by name
@@ -28,37 +29,13 @@ BALLS = [L2(0.4), L1(2.0)]
 balls = pytest.mark.parametrize("ball", BALLS, ids=repr)
 
 
-def put(monkeypatch: pytest.MonkeyPatch, *attacks: Attack) -> None:
-    """Use these in place of the standard parts of their names."""
-    from gratis.attacks import _WHOLE, autoattack
-
-    named = {attack.name: attack for attack in attacks}
-    for name, attack in named.items():
-        monkeypatch.setitem(_WHOLE, name, attack)
-    parts = tuple(named.get(part.name, part) for part in autoattack.STANDARD)
-    monkeypatch.setattr(autoattack, "STANDARD", parts)
-
-
 @pytest.fixture(autouse=True)
 def fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer than the standard, so that tests are quick."""
     put(monkeypatch, Square("square", queries=150))
 
 
-@pytest.fixture
-def fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what does not depend on how well an attack searches."""
-    put(
-        monkeypatch,
-        APGD("apgd-ce", steps=20),
-        APGD("apgd-dlr", "dlr", steps=20),
-        APGD("apgd-t", "dlr-t", steps=20),
-        FAB("fab-t", steps=10),
-        Square("square", queries=40),
-    )
-
-
-quick = pytest.mark.usefixtures("fewer_steps")
+quick = pytest.mark.usefixtures("few_steps")
 
 
 # --- the exact answer

@@ -78,6 +78,7 @@ class Sizes(nn.Module):
 @pytest.mark.parametrize(
     "attack", ["pgd-25-3", "pgd-5-2:bf16", "pgd-5-2:compatible", "apgd-ce", "square"]
 )
+@pytest.mark.usefixtures("few_queries")
 def test_the_model_is_asked_in_batches_of_the_loaders_size_at_most(attack: str) -> None:
     model, x, y, ball = a_problem(100)
     sizes = Sizes(model)
@@ -109,7 +110,7 @@ def test_what_survives_of_a_pool_fills_batches_again() -> None:
 @pytest.mark.parametrize("ball", [Linf(0.03), L2(0.3)], ids=repr)
 @pytest.mark.parametrize("steps", [9, 10, 25])
 def test_every_image_ends_as_in_the_plain_loop(ball: Ball, steps: int) -> None:
-    model, x, y, _ = a_problem(24)
+    model, x, y, _ = a_problem(16)
     model.eval()
     own = [
         [starts(ball, x[i : i + 1], [image_key(11, x[i], int(y[i]))], r) for r in range(2)]
@@ -117,7 +118,7 @@ def test_every_image_ends_as_in_the_plain_loop(ball: Ball, steps: int) -> None:
     ]
     broken = broken_by_pgd(model, x, y, own, ball.norm, ball.eps, ball.eps / 4, steps)
     order = torch.randperm(len(x))
-    for size in (1, 3, 8, 24):
+    for size in (1, 3, 8, 16):
         found = robust_accuracy(
             model, batched(x[order], y[order], size), [f"pgd-{steps}-2"], ball=ball, seed=11
         )
@@ -125,6 +126,7 @@ def test_every_image_ends_as_in_the_plain_loop(ball: Ball, steps: int) -> None:
     assert 0 < int(found.robust.sum()) < int(found.correct[:, 0].sum())
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(
     "name", ["cw-12-2", "pgd-12-2:climb-on", "pgd-12-2:compatible", "pgd-12-2:bf16", "apgd-ce"]
 )
@@ -140,6 +142,7 @@ def test_packing_changes_neither_points_nor_outcomes(name: str) -> None:
         assert torch.equal(again[1], broken)
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_parts_of_batches_are_put_together() -> None:
     """An attack made of parts, given in batches: as if it had been given all at once."""
     model, x, _, ball = a_problem()

@@ -23,6 +23,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("name", EVERY)
 def test_points_lie_in_the_ball_and_fool_exactly_the_broken_images(name: str) -> None:
     model, x, y, ball = a_problem(12)
@@ -178,6 +179,7 @@ def test_the_union_alone_costs_less_and_is_the_same() -> None:
     assert union.meters[3].probes < each.meters[3].probes
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_parts_add_up_to_the_whole() -> None:
     model, x, y, ball = a_problem()
     counting = Counting(model)
@@ -259,6 +261,7 @@ class Kept:
         self.answers[place] = answered.plain()
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_an_interrupted_evaluation_goes_on_as_if_it_had_not_stopped() -> None:
     model, x, y, ball = a_problem()
     x[30], y[30] = x[3], y[3]  # a copy, whose key depends on those before it

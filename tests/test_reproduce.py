@@ -295,6 +295,7 @@ def test_unknown_names_are_answered():
 # --- making rows
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_table_end_to_end_and_again(tmp_path, monkeypatch):
     record, complete = make("fast-table2", tmp_path, rows=("fgsm",))
     assert complete, "all that was asked"
@@ -498,13 +499,13 @@ def test_the_command_lists_makes_and_counts(tmp_path, monkeypatch, capsys):
     assert main(["reproduce"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in TABLES)
-    command = ["reproduce", "fast-table2", "--rows", "fgsm"]
+    command = ["reproduce", "advprop-a1", "--rows", "fgsm"]
     assert main([*command, "--scale", "smoke"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("smoke: not a result") == 3, "on either line, and below"
-    assert "96.80" in printed
-    assert (tmp_path / "runs/reproduce/fast-table2/smoke/table.html").exists()
-    assert (tmp_path / "runs/reproduce/fast-table2/smoke/fgsm/results.json").exists()
+    assert "76.46" in printed
+    assert (tmp_path / "runs/reproduce/advprop-a1/smoke/table.html").exists()
+    assert (tmp_path / "runs/reproduce/advprop-a1/smoke/fgsm/results.json").exists()
     assert main(command) == 1
     assert "GRATIS_DATA" in " ".join(capsys.readouterr().out.split())
 

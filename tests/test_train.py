@@ -1,5 +1,6 @@
 """A whole run: its directory, its budget, and that nothing can be lost."""
 
+import functools
 import json
 import os
 import subprocess
@@ -155,6 +156,21 @@ def interrupt(monkeypatch, where, at):
     monkeypatch.setattr(owner, name, counted)
 
 
+def mortal(method):
+    return tiny(method, "engine.checkpoint_seconds=0", "engine.ema=0.9", passes=2.5)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """whole(method): where a run lies that nothing interrupted; made once, and only read."""
+
+    @functools.cache
+    def made(method):
+        return train.run(mortal(method), tmp_path_factory.mktemp("whole") / method).path
+
+    return made
+
+
 @pytest.mark.parametrize("method", ["fgsm-rs", "free-3"])
 @pytest.mark.parametrize(
     ("where", "at"),
@@ -169,24 +185,25 @@ def interrupt(monkeypatch, where, at):
     ],
     ids=lambda value: value if isinstance(value, int) else value[1],
 )
-def test_a_run_that_died_anywhere_ends_bitwise_the_same(tmp_path, monkeypatch, method, where, at):
-    recipe = tiny(method, "engine.checkpoint_seconds=0", "engine.ema=0.9", passes=2.5)
-    train.run(recipe, tmp_path / "whole")
+def test_a_run_that_died_anywhere_ends_bitwise_the_same(
+    tmp_path, monkeypatch, whole, method, where, at
+):
+    recipe, intact = mortal(method), whole(method)
     with monkeypatch.context() as patch:
         interrupt(patch, where, at)
         with pytest.raises(Killed):
             train.run(recipe, tmp_path / "died")
     torch.manual_seed(99)  # a new process knows nothing of the old one's generators
     train.run(recipe, tmp_path / "died", resume=True)
-    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
-    whole, died = (Run.open(tmp_path / name) for name in ("whole", "died"))
-    for one, other in zip(whole.results["evaluations"], died.results["evaluations"], strict=True):
+    assert_same(final_state(intact), final_state(tmp_path / "died"))
+    lived, died = Run.open(intact), Run.open(tmp_path / "died")
+    for one, other in zip(lived.results["evaluations"], died.results["evaluations"], strict=True):
         assert one["robust"] == other["robust"]
 
     def losses(run):
         return [(r["update"], r["loss"]) for r in run.log() if r["kind"] == "step"]
 
-    assert losses(whole) == losses(died)
+    assert losses(lived) == losses(died)
 
 
 @pytest.mark.data
@@ -248,9 +265,8 @@ def test_kill_9_at_random_moments(tmp_path, method):
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_used(tmp_path, monkeypatch):
-    recipe = tiny("free-3", "engine.checkpoint_seconds=0", passes=2.5)
-    train.run(recipe, tmp_path / "whole")
+def test_a_truncated_checkpoint_is_named_and_the_one_before_used(tmp_path, monkeypatch, whole):
+    recipe, intact = mortal("free-3"), whole("free-3")
     with monkeypatch.context() as patch:
         interrupt(patch, (Learner, "update"), 20)
         with pytest.raises(Killed):
@@ -258,7 +274,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_used(tmp_path, monke
     last = tmp_path / "died" / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:-1000])
     run = train.run(recipe, tmp_path / "died", resume=True)
-    assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
+    assert_same(final_state(intact), final_state(tmp_path / "died"))
     assert last.with_suffix(".pt.damaged").exists()
     warnings = [r["message"] for r in run.log() if r["kind"] == "warning"]
     assert any("last.pt is damaged or cut short" in message for message in warnings)
@@ -315,8 +331,16 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
         )
 
 
-@pytest.mark.parametrize("shape", ["cyclic", "piecewise", "cosine", "constant"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize(
+    ("optimizer", "shape"),
+    [
+        pytest.param(
+            optimizer, shape, marks=[pytest.mark.slow] * (optimizer != "sgd" and shape != "cyclic")
+        )
+        for optimizer in ("sgd", "adam", "adamw")
+        for shape in ("cyclic", "piecewise", "cosine", "constant")
+    ],
+)
 def test_optimizers_and_schedules_learn(tmp_path, shape, optimizer):
     rate = 0.1 if optimizer == "sgd" else 0.01
     recipe = tiny(

@@ -5,7 +5,6 @@ Two processes are started once, between what one process does before and after t
 
 import re
 import shutil
-import socket
 from dataclasses import replace
 
 import pytest
@@ -20,6 +19,7 @@ from gratis.evaluate import robustness
 from gratis.nn import add_aux, group_norms, sync_norms
 from gratis.passes import Batch
 from gratis.run import Run
+from tests.processes import start_together
 from tests.recipes import tiny
 from tests.test_distributed import (
     CPU,
@@ -145,10 +145,7 @@ def folder(tmp_path_factory):
         train.run(whole_recipe(OFTEN, "engine.parts=2"), made / "one-then-two")
     with dies():
         train.run(whole_recipe(OFTEN, FIVE), made / "five")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(together, (port, made), WORLD)
+    start_together(together, WORLD, made)
     train.run(whole_recipe(OFTEN), made / "two-then-one", resume=True)
     train.run(whole_recipe("model.norm_groups=2"), made / "one")
     train.run(whole_recipe("engine.parts=4"), made / "four-parts-alone")
