@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import os
 import random
 
 import numpy as np
@@ -18,6 +19,7 @@ from tests.short_attacks import put
 gc.disable()  # importing makes a million objects, all of which stay
 settings.register_profile("gratis", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("gratis")
+os.fsync = os.fstat  # no test can see whether a file is on the disk yet, and waiting takes long
 torch.set_num_threads(1)  # for modules' fixtures, which come before each test's own
 
 

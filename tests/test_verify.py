@@ -467,28 +467,28 @@ def test_resumed_equals_whole(run, tmp_path, monkeypatch):
     images = load("digits", "test")
     path = run.path / "verify" / "linf-0.05.jsonl"
     path.unlink(missing_ok=True)
-    whole = verify_run(run, BALL, SETTINGS, limit=12, images=images)
+    whole = verify_run(run, BALL, SETTINGS, limit=7, images=images)
     expected = [without_seconds(r) for r in lines_of(run)]
     path.unlink()
 
     original, done = Verifier.verdict, []
 
     def interrupted(self, *given):
-        if len(done) == 5:
+        if len(done) == 3:
             raise KeyboardInterrupt
         done.append(1)
         return original(self, *given)
 
     monkeypatch.setattr(Verifier, "verdict", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        verify_run(run, BALL, SETTINGS, limit=12, images=images)
+        verify_run(run, BALL, SETTINGS, limit=7, images=images)
     monkeypatch.undo()
-    assert len(lines_of(run)) == 5
+    assert len(lines_of(run)) == 3
     with path.open("a") as file:
         file.write('{"question": "torn')
-    resumed = verify_run(run, BALL, SETTINGS, limit=12, images=images)
+    resumed = verify_run(run, BALL, SETTINGS, limit=7, images=images)
     text = path.read_text().splitlines()
-    assert len(text) == 13
+    assert len(text) == 8
     kept = [json.loads(line) for line in text if not line.endswith("torn")]
     assert [without_seconds(r) for r in kept] == expected
     assert resumed["counts"] == whole["counts"]
