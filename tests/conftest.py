@@ -28,6 +28,10 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # else libraries complain at the end of what was never let go
+
+
 @functools.cache
 def _digits(load=datasets.load_digits):
     """The digits, read once: hundreds of runs train on them, and reading is a sixth of a run."""
