@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]  # neither in order nor from 0
 
@@ -46,3 +47,13 @@ def small(root, splits=("train", "val")):
         crowd = {"image_id": 2, "category_id": 3, "bbox": [0, 0, 40, 30], "iscrowd": 1}
         write_split(root, split, images, [*boxes, crowd])
     return root
+
+
+def turned_boxes(y: Tensor, side: int) -> Tensor:
+    """Boxes [M, 5] of a square, left to right, by hand; padding stays."""
+    turned = y.clone()
+    real = turned[:, 4] != -1
+    turned[real] = turned[real][:, [2, 1, 0, 3, 4]]
+    turned[real, 0] = side - turned[real, 0]
+    turned[real, 2] = side - turned[real, 2]
+    return turned
