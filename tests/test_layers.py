@@ -25,7 +25,7 @@ LAYERS = [
     {"attacks"},
     {"methods", "evaluate"},
     {"learner"},
-    {"setting", "journal", "unfinished", "compiling"},
+    {"setting", "journal", "unfinished", "compiling", "precision"},
     {"answers", "detection", "asked"},
     {"guard", "assess"},
     {"transfer", "pseudo", "shifts"},

@@ -62,23 +62,14 @@ class Learner:
         seed: int | None = None,
         gradients: str = "fp32",
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision!r} is none of {', '.join(PRECISIONS)}")
         self.task: Task = task or Classification()
         self.device = next(model.parameters()).device
-        if precision == "fp16" and self.device.type != "cuda":
-            raise ValueError(
-                f"precision fp16 needs a CUDA device, but the model is on {self.device}; use bf16"
-            )
-        self.dtype = PRECISIONS[precision]
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
         self.optimizer, self.schedule = optimizer, schedule
-        self.scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
         self.spent = Meter()
-        self.probe = Prober(
-            model, self.task.losses, norm=probe_norm, precision=self.dtype, meter=self.spent
-        )
+        self.probe = Prober(model, self.task.losses, norm=probe_norm, meter=self.spent)
+        self.set_precision(precision)
         self.forward: Callable[[Tensor], Tensor] = self.model
         self.processes = Processes(self.device)
         self.replica = Replica(self.model, self.processes, exchange_named(gradients, seed or 0))
@@ -98,6 +89,17 @@ class Learner:
         self._parts = 1
         self._statistics = PartsStatistics()
         self._everyones = self.processes.everyones if self.processes.world > 1 else None
+
+    def set_precision(self, precision: str) -> None:
+        """From now on multiply by weights in "fp32", "bf16" or "fp16", which needs CUDA."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r} is none of {', '.join(PRECISIONS)}")
+        if precision == "fp16" and self.device.type != "cuda":
+            raise ValueError(
+                f"precision fp16 needs a CUDA device, but the model is on {self.device}; use bf16"
+            )
+        self.dtype = self.probe.precision = PRECISIONS[precision]
+        self.scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 
     @property
     def evaluated(self) -> nn.Module:

@@ -229,7 +229,7 @@ def learner(recipe: Recipe, model: nn.Module, plan: Plan) -> Learner:
         optimizer,
         task_of(recipe),
         schedule=settings,
-        precision=engine.precision,
+        precision="fp32" if engine.precision == "auto" else engine.precision,
         probe_norm=engine.probe_norm,
         channels_last=engine.channels_last,
         ema=engine.ema,

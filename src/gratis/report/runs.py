@@ -102,7 +102,8 @@ class RunView:
     @property
     def events(self) -> list[Record]:
         later = [{"kind": "warning", "message": message} for message in self.warnings]
-        return self._records("start", "pseudo-labels", "guard", "resumed", "warning") + later
+        kinds = ("precision", "start", "pseudo-labels", "guard", "resumed", "warning")
+        return self._records(*kinds) + later
 
     @property
     def last_check(self) -> Record | None:

@@ -145,7 +145,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Engine:
-    """precision: of weights' products; perturbations and evaluation are always fp32.
+    """precision: of weights' products; perturbations and evaluation are always fp32. "auto" is
+    bf16 where the machine has instructions for it, else fp32; the log says which.
     probe_norm: batch-norm behaviour in attacks while training (gratis.prober.Prober).
     ema: decay of averaged weights per update; they are then what is checked and evaluated.
     compile: "auto" times a pass and a probe, compiled and not, before the first update and uses
@@ -158,7 +159,7 @@ class Engine:
     """
 
     device: str = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     channels_last: bool = False
     probe_norm: Literal["batch", "tracked", "eval"] = "batch"
     ema: float | None = None

@@ -13,6 +13,7 @@ from gratis.guard import Outcome, watchers
 from gratis.journal import Journal
 from gratis.methods.in_parts import InParts
 from gratis.passes import Batch
+from gratis.precision import settle
 from gratis.recipe import Recipe
 from gratis.run import Run
 from gratis.setting import AnyLoader, build_loaders, learner, network, parts_of_batch, planned
@@ -64,11 +65,13 @@ class Training:
         self.seconds = 0.0
         self.stopped = self.done = False
         take_up(self, saved, warnings, data.remarks)
+        records = directory.log()
+        settle(recipe.engine.precision, self.learner, records=records, record=journal.event)
         choose(
             recipe.engine.compile,
             self.learner,
             batch=lambda: self._first_part(shares),
-            records=directory.log(),
+            records=records,
             record=journal.event,
         )
 

@@ -1,0 +1,60 @@
+"""Which precision weights' products get where the recipe leaves that to the machine."""
+
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from gratis.learner import Learner
+
+EMULATED = (
+    "this machine has no instructions for bf16 and emulates them: a step took over ten times "
+    "that of fp32 where it was measured; engine.precision=auto takes fp32 on such machines"
+)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies in bf16 by instructions of its own.
+
+    Asked of the hardware rather than timed, so that a recipe and a seed give the same run
+    whatever else the machine is doing.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        # AVX-512 by itself is not enough, though PyTorch's public question is content with it
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def settle(
+    precision: str,
+    learner: Learner,
+    *,
+    records: Iterable[Mapping[str, Any]] = (),
+    record: Callable[..., None] = lambda *_, **__: None,
+) -> None:
+    """Let `learner` run in bf16 if the recipe's precision is "auto" and the machine has it.
+
+    records: the run's log, where an earlier decision stands.  record: writes an event into it.
+    The leading process decides, once in a run's life; the others do as it found, and so does a
+    run that is taken up again, on a machine of another kind perhaps.
+    """
+    bf16 = has_bf16(learner.device)
+    leads = learner.processes.leads
+    if precision == "bf16" and not bf16 and leads and learner.updates == 0:
+        record("warning", update=0, message=EMULATED)
+    if precision != "auto":
+        return
+    earlier = [event["used"] == "bf16" for event in records if event["kind"] == "precision"]
+    if earlier:
+        bf16 = earlier[-1]
+    elif leads:
+        reason = f"the {learner.device.type} has {'' if bf16 else 'no '}instructions for bf16"
+        record("precision", update=0, used="bf16" if bf16 else "fp32", reason=reason)
+    if learner.processes.told(float(bf16))[0]:
+        learner.set_precision("bf16")
