@@ -99,6 +99,8 @@ def _row(
     note = row.note
     if status == "done":
         run = Run.open(out)
+        if (trained_as := run.recipe["name"]) != recipe["name"]:
+            note = "; ".join(filter(None, [note, f"trained once, as {trained_as}"]))
         recipe, results = run.recipe, run.results or {}
         if stops := [entry["update"] for entry in run.log() if entry["kind"] == "guard"]:
             note = "; ".join(filter(None, [note, f"stopped early, at update {stops[-1]}"]))

@@ -19,7 +19,8 @@ from gratis.reproduce.outcome import FACTS, outcome
 from gratis.reproduce.page import write
 from gratis.reproduce.papers import Row, Scale, Table
 from gratis.reproduce.settings import values
-from gratis.run import RECIPE, Record, Run, WatchedRun
+from gratis.reproduce.shared import same_training, take_over
+from gratis.run import Record, Run, WatchedRun
 from gratis.sections import Data
 from gratis.training_data import count
 
@@ -108,8 +109,9 @@ def _make(
     except (ValueError, OSError) as error:
         return Standing("no data", " ".join(str(error).split()))
     try:
+        take_over(out, recipe)
         with bar(out.name) as progress:
-            same = _same_training(out, recipe)
+            same = same_training(out, recipe)
             run = train.run(same or recipe, out, resume=out.exists(), progress=progress)
             if isinstance(run, WatchedRun):
                 return Standing("done")
@@ -155,25 +157,9 @@ def finished(out: Path, recipe: Recipe) -> bool:
     """Whether `out` holds a finished run of this recipe, evaluated as it asks."""
     return (
         (out / FACTS).is_file()
-        and _same_training(out, recipe) is not None
+        and same_training(out, recipe) is not None
         and question(recipe).answered_by(Run.open(out).results)
     )
-
-
-def _same_training(out: Path, recipe: Recipe) -> Recipe | None:
-    """The recipe in `out`, if there is one that differs from `recipe` in its attacks at most.
-
-    A table that gets a further attack shall not train its rows again.
-    """
-    if not (out / RECIPE).is_file():
-        return None
-    own = Run.open(out).recipe
-    try:
-        found = from_plain(own)
-    except ValueError:
-        return None  # of another version: what train.run says of it is clearer
-    kept = replace(recipe.evaluation, attacks=found.evaluation.attacks, eps=found.evaluation.eps)
-    return found if own == replace(recipe, evaluation=kept).plain() else None
 
 
 def _catch_up(run: Run, recipe: Recipe, progress: Progress) -> None:

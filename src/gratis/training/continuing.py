@@ -105,7 +105,8 @@ def take_up(
     run.epoch, run.batch, run.seconds = state["epoch"], state["batch"], state["seconds"]
     run.journal.totals, run.journal.stretch = state["totals"], state["stretch"]
     run.stopped, run.done = state["stopped"], state["done"]
-    _note_resumed(run)
+    if not run.done:
+        _note_resumed(run)
     _check_together(run)
 
 

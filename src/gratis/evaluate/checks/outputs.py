@@ -1,5 +1,6 @@
 """Checks that only ask: does the model answer twice alike, with logits, and stay as it is?"""
 
+import cProfile
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ def asked(subject: Subject) -> Answers:
             x, y = x.to(subject.device), y.to(subject.device)
             with torch.no_grad():
                 if number == 0:
-                    with _autograd_calls() as calls:
+                    with autograd_calls() as calls:
                         answers = [model(x)]
                     traced = tuple(sorted(calls))
                     training = tuple(n or "itself" for n, m in model.named_modules() if m.training)
@@ -119,7 +120,7 @@ def _same(before: Tensor | None, after: Tensor) -> bool:
 
 
 @contextmanager
-def _autograd_calls() -> Iterator[set[str]]:
+def autograd_calls() -> Iterator[set[str]]:
     """Collects the functions of torch.autograd that are called inside, however imported."""
     watched: dict[CodeType, str] = {
         torch.autograd.grad.__code__: "autograd.grad",
@@ -136,7 +137,10 @@ def _autograd_calls() -> Iterator[set[str]]:
     try:
         yield called
     finally:
-        sys.setprofile(profile)
+        # before Python 3.12 cProfile stands there as an object that nothing but itself can start
+        sys.setprofile(profile if callable(profile) else None)
+        if isinstance(profile, cProfile.Profile):
+            profile.enable()
 
 
 def randomised(subject: Subject, answers: Answers) -> Outcome:

@@ -1,0 +1,66 @@
+"""Rows that stand in several tables are trained once: which runs are alike, and taking one over."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from gratis.distributed import joined
+from gratis.launched import rank_and_world
+from gratis.recipe import Recipe, from_plain
+from gratis.reproduce.outcome import FACTS
+from gratis.run import LAUNCH, LOCK, RECIPE, Run, RunInUseError
+from gratis.setting import pick_device
+
+OWN = (FACTS, LOCK, LAUNCH)
+"""What belongs to the directory a run was made in, and not to its copy."""
+
+
+def same_training(out: Path, recipe: Recipe) -> Recipe | None:
+    """The recipe in `out`, if there is one that differs from `recipe` in its name, in what it
+    says about itself and in its attacks at most.
+
+    A table that gets a further attack shall not train its rows again.
+    """
+    if not (out / RECIPE).is_file():
+        return None
+    own = Run.open(out).recipe
+    try:
+        found = from_plain(own)
+    except ValueError:
+        return None  # of another version: what train.run says of it is clearer
+    kept = replace(recipe.evaluation, attacks=found.evaluation.attacks, eps=found.evaluation.eps)
+    asked = replace(recipe, name=found.name, about=found.about, evaluation=kept)
+    return found if own == asked.plain() else None
+
+
+def take_over(out: Path, recipe: Recipe) -> None:
+    """Copy to `out`, where nothing is yet, a finished row of a table beside its own that was
+    trained as `recipe` says and by as many processes. The copy keeps the recipe it was made by.
+
+    out: TABLES/TABLE/SCALE/ROW.  Of several processes the first one copies.
+    """
+    device, patience = pick_device(recipe.engine.device), recipe.engine.patience_seconds
+    with joined(device, patience) as processes:
+        processes.led(lambda: _copied(out, recipe))
+
+
+def _copied(out: Path, recipe: Recipe) -> None:
+    if out.exists():
+        return
+    scale, tables = out.parent.name, out.parents[2]
+    for facts in sorted(tables.glob(f"*/{scale}/*/{FACTS}")):
+        known = json.loads(facts.read_text("utf-8"))
+        trained_by = known.get("processes", 1)
+        if trained_by != rank_and_world()[1] or not same_training(facts.parent, recipe):
+            continue
+        # a copy that was interrupted must not be taken for a run
+        part = out.with_name(f".{out.name}.copy")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            with Run.open(facts.parent).locked():
+                shutil.copytree(facts.parent, part, ignore=shutil.ignore_patterns(*OWN))
+        except RunInUseError:
+            continue  # its numbers are being added to
+        part.rename(out)
+        return
