@@ -555,4 +555,4 @@ def test_a_model_that_is_never_right_is_no_puzzle(healthy: nn.Module) -> None:
     found = robust_accuracy(model, wrong, ["pgd-10"], ball=BALL)
     checks = check_masking(model, lambda: wrong, found, ball=BALL, full=True)
     assert finding(checks, "M1").shown == "not applicable: no image is right when clean"
-    assert checks.verdict == "no sign of masking found"
+    assert checks.verdict == "nothing to attack: no image is right when clean"

@@ -43,6 +43,7 @@ def _figures_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no sign of masking found", "good"),
         ("no sign of masking found; clocks were used", "good"),
         ("signs: M3, M7", "doubtful"),
+        ("nothing to attack: no image is right when clean", "doubtful"),
         ("evaluation unreliable", "bad"),
     ],
 )

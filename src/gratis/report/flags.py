@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gratis.report.runs import RunView
 from gratis.run import Record
 
-TONES = {"no sign": "good", "signs": "doubtful"}
+TONES = {"no sign": "good", "signs": "doubtful", "nothing to attack": "doubtful"}
 """How a verdict on masking begins, and how it is shown; anything else is bad."""
 
 

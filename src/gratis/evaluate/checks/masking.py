@@ -47,10 +47,12 @@ class Finding:
 class Checks:
     """All twenty findings in their order, and what they cost.
 
+    right: how many images were right when clean, which are those that attacks are given.
     level: "quick" or "full".  passes: for each evaluated image; seconds: wall clock.
     """
 
     findings: tuple[Finding, ...]
+    right: int
     level: Literal["quick", "full"]
     passes: float
     forwards: int
@@ -59,11 +61,17 @@ class Checks:
 
     @property
     def verdict(self) -> str:
-        """ "evaluation unreliable", "signs: M3, M7" or "no sign of masking found"."""
+        """ "evaluation unreliable", "signs: M3, M7", "no sign of masking found", or that there
+        was nothing to find any on.
+        """
         failed = self._ids("fail")
         if set(failed) & set(UNRELIABLE):
             return "evaluation unreliable"
-        return f"signs: {', '.join(failed)}" if failed else "no sign of masking found"
+        if failed:
+            return f"signs: {', '.join(failed)}"
+        if not self.right:
+            return "nothing to attack: no image is right when clean"
+        return "no sign of masking found"
 
     @property
     def warnings(self) -> str:
@@ -129,6 +137,7 @@ def check_masking(
     meter = subject.meter
     return Checks(
         tuple(run.findings[id] for id in RULES),
+        int(subject.right.sum()),
         "full" if full else "quick",
         passes_of(meter.thirds, subject.images),
         meter.forwards + meter.probes,
