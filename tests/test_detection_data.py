@@ -22,11 +22,11 @@ def root(tmp_path: Path) -> Path:
     return small(tmp_path)
 
 
-def changed(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = root / "annotations" / "instances_train2017.json"
+def changed(root: Path, change: Callable[[dict[str, Any]], object], split: str = "train") -> None:
+    path = root / "annotations" / f"instances_{split}2017.json"
     known = json.loads(path.read_text())
     change(known)
-    write_json(root, "train", known)
+    write_json(root, split, known)
 
 
 def test_categories_count_from_0_in_the_order_of_their_ids(root: Path) -> None:

@@ -223,6 +223,10 @@ def test_what_is_judged_on_is_looked_at_before_anything_is_decoded(
         for split in ("test", "train"):
             with pytest.raises(ValueError, match=r"12 images of 64 pixels need .*data\.image_size"):
                 training_scenes(kept, (64,), 64, None, (split, 64))
+    others = [{"id": 3, "name": "cat"}, {"id": 7, "name": "cow"}]
+    changed(root, lambda known: known.update(categories=others), "val")
+    with pytest.raises(ValueError, match=r"only in train: dog; only in test: cow"):
+        training_scenes(kept, (64,), 64, None, ("test", 64))
     shutil.rmtree(root / "val2017")
     with pytest.raises(ValueError, match=r"has no test split.*data\.test_split=train"):
         training_scenes(kept, (64,), 64, None, ("test", 64))

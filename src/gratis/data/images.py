@@ -116,8 +116,8 @@ def as_pixels(x: Tensor) -> Tensor:
     return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
 
 
-class Described(Protocol):
-    """What a set of images says of itself, wherever its pixels are."""
+class Named(Protocol):
+    """What is known of a set of images without looking at any."""
 
     @property
     def name(self) -> str: ...
@@ -125,6 +125,11 @@ class Described(Protocol):
     def split(self) -> str: ...
     @property
     def classes(self) -> tuple[str, ...]: ...
+
+
+class Described(Named, Protocol):
+    """What a set of images says of itself, wherever its pixels are."""
+
     @property
     def shape(self) -> tuple[int, int, int]: ...
 
@@ -133,8 +138,7 @@ def check_match(training: Described, test: Described, *, resized: bool = False) 
     """Raise ValueError unless a model trained on `training` can be asked about `test`.
 
     Images must have the same shape, but for their size if they are `resized` on purpose, and
-    labels the same meaning. A test set may lack the last classes: where they are counted from
-    the labels, it need not contain the highest one.
+    labels the same meaning (see `check_classes`).
     """
     compared = slice(1) if resized else slice(3)
     if training.shape[compared] != test.shape[compared]:
@@ -142,6 +146,13 @@ def check_match(training: Described, test: Described, *, resized: bool = False) 
             f"{training.name}: {training.split} images are {_size(training)} and {test.split} "
             f"images {_size(test)} (channels x height x width); they must be the same"
         )
+    check_classes(training, test)
+
+
+def check_classes(training: Named, test: Named) -> None:
+    """Raise ValueError unless labels mean the same in both. A test set may lack the last classes:
+    where they are counted from the labels, it need not contain the highest one.
+    """
     if training.classes[: len(test.classes)] != test.classes:
         raise ValueError(
             f"{training.name}: the classes differ: "

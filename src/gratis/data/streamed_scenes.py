@@ -12,6 +12,7 @@ from torch import Tensor
 from gratis.boxes import mirrored
 from gratis.data import detection
 from gratis.data.annotations import Annotated, annotated
+from gratis.data.images import check_classes
 from gratis.data.scenes import Scenes, check_memory, fitted, letterboxed
 from gratis.data.store import Pixels, Source
 from gratis.data.streamed import Keeping, Stored, Streamed
@@ -71,12 +72,13 @@ def training_scenes(
 
     judged_on: the split that is, and the side of its squares in memory: what is wrong there shall
     be known before much is decoded.
-    Raises ValueError for what `annotated` and `check_memory` refuse, or an image of another size
-    than annotated.
+    Raises ValueError for what `annotated`, `check_classes` and `check_memory` refuse, or an image
+    of another size than annotated.
     """
     listing = annotated(kept.root, "train")
     split, side = judged_on
     judged = listing if split == "train" else annotated(kept.root, split)
+    check_classes(listing, judged)
     check_memory(len(judged), side, str(judged.directory))
     order = torch.arange(len(listing))
     sources, rows, skipped = kept.sources(listing, order, stored, limit, no_longer)
