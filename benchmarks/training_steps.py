@@ -5,7 +5,8 @@
 
 The unit is a natural update in plain PyTorch: fp32, channels first, eager. Beside it stand the
 same methods in plain PyTorch as released code writes them (every backward computes weight
-gradients too), and ours as `Learner` runs them, in bf16 and channels last. All take turns,
+gradients too), and ours as `Learner` runs them, channels last and in bf16 where the machine has
+it (the targets are for such machines). All take turns,
 `--rounds` times; medians. Random pixels and labels: nothing here depends on what is in them.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from gratis import FastAdvProp, Free, Learner, Linf, Natural, PGDTraining, add_aux, fgsm_rs
 from gratis.nn import build_model
 from gratis.passes import Batch, Method
+from gratis.precision import has_bf16
 
 EPS = 8 / 255
 STATISTICS = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2471, 0.2435, 0.2616]}
@@ -33,12 +35,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true", help="ours as compiled code")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.precision == "auto":
+        options.precision = "bf16" if has_bf16(device) else "fp32"
     # Fast AdvProp loads more images, so that as many clean ones are in a batch (Mei 2022)
     loaded = round(options.batch / (1 - ADVPROP_SHARE))
     images = torch.rand(loaded, 3, 32, 32, device=device)
