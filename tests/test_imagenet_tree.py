@@ -199,6 +199,9 @@ def test_fast_imagenet_on_a_thousand_classes(
     write_renditions(tmp_path / "imagenet-r")
     small = [
         *("model.name=preact-resnet18", "model.options.width=2", "budget.data_passes=3"),
+        # oneDNN 3.13 writes where it must not in 1x1 convolutions of stride 2 and so few channels,
+        # channels last, on processors without AVX-512
+        "engine.channels_last=false",
         *("data.holdout=100", "data.image_size=24", "data.test_size=32", "check.images=20"),
         "phases=[{share: 6/15, stored: 160, image_size: 16, batch_size: 512}, {share: 6/15}, "
         "{share: 3/15, stored: files, image_size: 32, batch_size: 128}]",
