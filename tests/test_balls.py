@@ -191,7 +191,7 @@ def quadratic_programme(x: Tensor, delta: Tensor, eps: float) -> float:
         bounds=[(0, 1 - p) for p in pixels] + [(0, p) for p in pixels],
         constraints={"type": "ineq", "fun": lambda v: eps - v.sum()},
         method="SLSQP",
-        options={"ftol": 1e-14, "maxiter": 500},
+        options={"ftol": 1e-12, "maxiter": 500},
     )
     assert found.success
     return float(found.fun)
