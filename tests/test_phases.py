@@ -257,6 +257,7 @@ def test_a_part_of_imagenette_trains_as_imagenet_would(tmp_path: Path) -> None:
             "data.test_size=40",
             "model.name=preact-resnet18",
             "model.options.width=4",
+            "engine.channels_last=false",  # as in test_imagenet_tree
             "phases=[{share: 0.5, stored: 32, image_size: 24, batch_size: 64}, "
             "{share: 0.5, batch_size: 32}]",
             "budget.data_passes=4",
