@@ -44,17 +44,22 @@ def settle(
     The leading process decides, once in a run's life; the others do as it found, and so does a
     run that is taken up again, on a machine of another kind perhaps.
     """
-    bf16 = has_bf16(learner.device)
-    leads = learner.processes.leads
-    if precision == "bf16" and not bf16 and leads and learner.updates == 0:
+    processes, device = learner.processes, learner.device
+    if precision == "auto":
+        learner.set_precision(processes.led(lambda: _decided(device, records, record)))
+    elif precision == "bf16" and processes.leads and not learner.updates and not has_bf16(device):
         record("warning", update=0, message=EMULATED)
-    if precision != "auto":
-        return
-    earlier = [event["used"] == "bf16" for event in records if event["kind"] == "precision"]
+
+
+def _decided(
+    device: torch.device, records: Iterable[Mapping[str, Any]], record: Callable[..., None]
+) -> str:
+    """ "bf16" or "fp32": as decided earlier, or now and for good."""
+    earlier = [event["used"] for event in records if event["kind"] == "precision"]
     if earlier:
-        bf16 = earlier[-1]
-    elif leads:
-        reason = f"the {learner.device.type} has {'' if bf16 else 'no '}instructions for bf16"
-        record("precision", update=0, used="bf16" if bf16 else "fp32", reason=reason)
-    if learner.processes.told(float(bf16))[0]:
-        learner.set_precision("bf16")
+        return str(earlier[-1])
+    bf16 = has_bf16(device)
+    used = "bf16" if bf16 else "fp32"
+    reason = f"the {device.type} has {'' if bf16 else 'no '}instructions for bf16"
+    record("precision", update=0, used=used, reason=reason)
+    return used

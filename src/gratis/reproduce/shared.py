@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from gratis.distributed import joined
 from gratis.launched import rank_and_world
-from gratis.recipe import Recipe, from_plain
+from gratis.recipe import Plain, Recipe, from_plain
 from gratis.reproduce.outcome import FACTS
 from gratis.run import LAUNCH, LOCK, RECIPE, Run, RunInUseError
 from gratis.setting import pick_device
@@ -25,13 +25,21 @@ def same_training(out: Path, recipe: Recipe) -> Recipe | None:
     if not (out / RECIPE).is_file():
         return None
     own = Run.open(out).recipe
-    try:
-        found = from_plain(own)
-    except ValueError:
-        return None  # of another version: what train.run says of it is clearer
-    kept = replace(recipe.evaluation, attacks=found.evaluation.attacks, eps=found.evaluation.eps)
-    asked = replace(recipe, name=found.name, about=found.about, evaluation=kept)
-    return found if own == asked.plain() else None
+    # of another version it differs: what train.run says of it is clearer
+    return from_plain(own) if _training(own) == _training(recipe.plain()) else None
+
+
+def _training(recipe: Plain) -> Plain:
+    """What of a recipe decides over the training, and which images it is judged on."""
+    kept = {key: value for key, value in recipe.items() if key not in ("name", "about")}
+    judged = kept.get("evaluation") or {}
+    others = {key: value for key, value in judged.items() if key not in ("attacks", "eps")}
+    return kept | {"evaluation": others}
+
+
+@cache  # every row asks about all that are finished, whose recipes stay as they are
+def _training_of(out: Path) -> Plain:
+    return _training(Run.open(out).recipe)
 
 
 def take_over(out: Path, recipe: Recipe) -> None:
@@ -48,11 +56,12 @@ def take_over(out: Path, recipe: Recipe) -> None:
 def _copied(out: Path, recipe: Recipe) -> None:
     if out.exists():
         return
-    scale, tables = out.parent.name, out.parents[2]
+    scale, tables = out.parent.name, out.parent.parent.parent
+    wanted = _training(recipe.plain())
     for facts in sorted(tables.glob(f"*/{scale}/*/{FACTS}")):
         known = json.loads(facts.read_text("utf-8"))
         trained_by = known.get("processes", 1)
-        if trained_by != rank_and_world()[1] or not same_training(facts.parent, recipe):
+        if trained_by != rank_and_world()[1] or _training_of(facts.parent) != wanted:
             continue
         # a copy that was interrupted must not be taken for a run
         part = out.with_name(f".{out.name}.copy")
