@@ -51,16 +51,16 @@ def choose(
     """
     if mode == "off":
         return
-    used = mode == "on"
-    if mode == "auto":
+
+    def pays() -> bool:
         earlier = [event["used"] for event in records if event["kind"] == "compile"]
         if earlier:
-            used = earlier[-1]
-        elif learner.processes.leads:
-            decision = decide(learner, *batch())
-            record("compile", update=0, **decision.plain())
-            used = decision.used
-    if learner.processes.told(float(used))[0]:
+            return bool(earlier[-1])
+        decision = decide(learner, *batch())
+        record("compile", update=0, **decision.plain())
+        return decision.used
+
+    if mode == "on" or learner.processes.led(pays):
         learner.compile()
 
 
