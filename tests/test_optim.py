@@ -157,3 +157,52 @@ def test_resnet9_has_eight_convolutions() -> None:
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert [c.out_channels for c in convolutions] == [24, 64, 64, 64, 128, 256, 256, 256]
     assert sum(p.numel() for p in model.parameters()) == 1_640_888
+
+
+@torch.no_grad()
+def test_resnet9_with_silu_has_the_same_weights_and_a_slope_without_jumps() -> None:
+    """Places eight times as near have slopes eight times as alike; with kinks they do not."""
+    shape = {"classes": 7, "channels": 1, "image_size": 28, "width": 8}
+    relu, silu = (
+        build_model("resnet9", **shape, activation=name).double().eval()
+        for name in ("relu", "silu")
+    )
+    silu.load_state_dict(relu.state_dict())
+    x, direction = torch.rand(2, 1, 1, 28, 28, dtype=torch.float64)
+
+    def largest_change(model: nn.Module, places: int) -> float:
+        spacing, h = 0.02 / places, 1e-7
+        ends = x + torch.arange(places)[:, None, None, None] * spacing * direction
+        # the largest place is what goes on to the linear layer: only activations may have kinks
+        low, high = (
+            model.stages(nn.functional.gelu(model.stem(ends + way * direction))) for way in (-h, h)
+        )
+        return float(((high - low) / (2 * h)).diff(dim=0).abs().max())
+
+    shrinks = [largest_change(m, 8) / largest_change(m, 64) for m in (relu, silu)]
+    assert shrinks[0] < 3 < 7 < shrinks[1] < 9
+
+
+def test_resnet9_pools_the_largest_or_the_mean() -> None:
+    shape = {"classes": 7, "channels": 1, "image_size": 28, "width": 8}
+    x = torch.rand(2, 1, 28, 28)
+    for name, pooled, scale in (
+        ("max", lambda maps: maps.amax(dim=(2, 3)), 0.125),
+        ("average", lambda maps: maps.mean(dim=(2, 3)), 0.5),
+    ):
+        model = build_model("resnet9", **shape, pool=name).eval()
+        maps = model.stages(nn.functional.gelu(model.stem(x)))
+        expected = scale * pooled(maps) @ model.linear.weight.T
+        torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"activation": "gelu"}, "activation='gelu' is none of relu, silu"),
+        ({"pool": "mean"}, "pool='mean' is none of max, average"),
+    ],
+)
+def test_resnet9_names_what_it_knows(option: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model("resnet9", classes=7, channels=1, image_size=28, **option)
