@@ -21,7 +21,6 @@ from measuring import setting
 
 from gratis import recipe as recipes
 from gratis.passes import Batch
-from gratis.precision import settle
 from gratis.setting import build_loaders, learner, network, planned
 from gratis.training_data import training_data
 
@@ -85,7 +84,6 @@ def loading(options: argparse.Namespace) -> float:
     model = network(recipe, data.training)
     method.bind(model, loader.images.pixels(slice(1)))
     engine = learner(recipe, model, planned(recipe, [loader], method))
-    settle(recipe.engine.precision, engine)
     batches = loader.epoch(0)
     engine.fit(method, Batch(*next(batches)))
     making, learning = [], []

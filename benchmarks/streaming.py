@@ -31,7 +31,6 @@ from gratis.budget import Plan
 from gratis.data import Streamed, StreamLoader
 from gratis.data.streamed import Keeping
 from gratis.passes import Batch
-from gratis.precision import settle
 from gratis.setting import learner, network, pick_device
 
 AUGMENT = ("resized-crop", "flip")
@@ -119,7 +118,6 @@ def updating(side: int, options: argparse.Namespace) -> Callable[[], float]:
     y = torch.arange(options.batch, device=device) % 10
     model = network(recipe, _Described()).to(device)
     engine, method = learner(recipe, model, Plan(1000, 0)), recipe.build_method()
-    settle(recipe.engine.precision, engine)
     engine.fit(method, Batch(x, y))
 
     def rate() -> float:

@@ -26,7 +26,6 @@ from gratis import Linf, robust_accuracy, train
 from gratis import recipe as recipes
 from gratis.data import Loader
 from gratis.passes import Batch
-from gratis.precision import settle
 from gratis.recipe import Recipe
 from gratis.run import Run
 from gratis.setting import build_loaders, learner, network, pick_device, planned
@@ -115,7 +114,6 @@ def affordable(recipe: Recipe, seconds: float) -> float:
     model = network(recipe, data.training).to(device)
     method.bind(model, loader.images.pixels(slice(1)))
     engine = learner(recipe, model, planned(recipe, [loader], method))
-    settle(recipe.engine.precision, engine)
     if recipe.engine.compile == "on":
         engine.compile()
     taken: list[float] = []

@@ -24,7 +24,6 @@ from gratis.distributed import Processes
 from gratis.figures import Array, Curve, curves_svg
 from gratis.names import spell_method
 from gratis.passes import Batch
-from gratis.precision import settle
 from gratis.pseudo import pseudo_labels
 from gratis.recipe import Recipe
 from gratis.report import environment
@@ -165,7 +164,6 @@ def lr_range(
         loader.label(pseudo["labels"])
     method.bind(model, loader.images.pixels(slice(1)).to(device))
     engine = learner(recipe, model, Plan(updates, 0))
-    settle(recipe.engine.precision, engine)
     engine.schedule = lambda update, _: {"lr": found.rate(update)}
     while not found.diverged and len(found.losses) < updates:
         for x, y in loader:

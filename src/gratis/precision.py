@@ -31,14 +31,21 @@ def has_bf16(device: torch.device) -> bool:
     return bool(mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def named(precision: str, device: torch.device) -> str:
+    """A recipe's precision, "auto" being "bf16" where `device` has it and "fp32" elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bf16(device) else "fp32"
+
+
 def settle(
     precision: str,
     learner: Learner,
     *,
     records: Iterable[Mapping[str, Any]] = (),
-    record: Callable[..., None] = lambda *_, **__: None,
+    record: Callable[..., None],
 ) -> None:
-    """Let `learner` run in bf16 if the recipe's precision is "auto" and the machine has it.
+    """Let all processes, and a run's every continuation, take the same for precision "auto".
 
     records: the run's log, where an earlier decision stands.  record: writes an event into it.
     The leading process decides, once in a run's life; the others do as it found, and so does a
@@ -58,8 +65,7 @@ def _decided(
     earlier = [event["used"] for event in records if event["kind"] == "precision"]
     if earlier:
         return str(earlier[-1])
-    bf16 = has_bf16(device)
-    used = "bf16" if bf16 else "fp32"
-    reason = f"the {device.type} has {'' if bf16 else 'no '}instructions for bf16"
+    used = named("auto", device)
+    reason = f"the {device.type} has {'' if used == 'bf16' else 'no '}instructions for bf16"
     record("precision", update=0, used=used, reason=reason)
     return used

@@ -25,6 +25,7 @@ from gratis.optim.schedules import (
     warmed,
 )
 from gratis.passes import Method
+from gratis.precision import named
 from gratis.recipe import Recipe
 from gratis.sections import Data
 from gratis.sections import Schedule as ScheduleSpec
@@ -229,7 +230,7 @@ def learner(recipe: Recipe, model: nn.Module, plan: Plan) -> Learner:
         optimizer,
         task_of(recipe),
         schedule=settings,
-        precision="fp32" if engine.precision == "auto" else engine.precision,
+        precision=named(engine.precision, next(model.parameters()).device),
         probe_norm=engine.probe_norm,
         channels_last=engine.channels_last,
         ema=engine.ema,
