@@ -196,6 +196,26 @@ def test_resnet9_pools_the_largest_or_the_mean() -> None:
         torch.testing.assert_close(model(x), expected)
 
 
+def test_mirrored_resnet9_answers_and_slopes_for_an_image_and_its_mirror_image_alike() -> None:
+    shape = {"classes": 7, "channels": 1, "image_size": 28, "width": 8}
+    plain, mirrored = (
+        build_model("resnet9", **shape, mirrored=on).double() for on in (False, True)
+    )
+    mirrored.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 1, 28, 28, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(mirrored(x), plain(x), rtol=0, atol=0)  # training takes one
+    plain.eval(), mirrored.eval()
+    answer = mirrored(x)
+    torch.testing.assert_close(answer, (plain(x) + plain(x.flip(3))) / 2)
+    torch.testing.assert_close(answer, mirrored(x.flip(3)), rtol=0, atol=1e-12)
+    (slope,) = torch.autograd.grad(answer[:, 0].sum(), x)
+    towards = x.detach().flip(3).requires_grad_()
+    (of_mirror,) = torch.autograd.grad(mirrored(towards)[:, 0].sum(), towards)
+    torch.testing.assert_close(slope, of_mirror.flip(3))
+    (of_plain,) = torch.autograd.grad(plain(x)[:, 0].sum(), x)
+    assert not torch.allclose(slope, of_plain)  # an attack that saw one half only would miss this
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
