@@ -14,7 +14,7 @@ IMPORTED = [
     "sklearn.datasets",
     "torchvision",
     "gratis.train",
-    "tests.test_distributed",
+    "tests.distributed_runs",
 ]
 
 

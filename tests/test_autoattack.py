@@ -12,7 +12,7 @@ from gratis.balls import L2, Linf
 from gratis.budget import Meter
 from gratis.evaluate import robust_accuracy
 from gratis.losses import dlr, dlr_towards, margin
-from tests.test_evaluate import WIDE, Counting, a_linear_problem, a_problem, batched
+from tests.problems import WIDE, Counting, a_linear_problem, a_problem, batched
 
 pytestmark = pytest.mark.usefixtures("few_queries")
 quick = pytest.mark.usefixtures("few_steps")

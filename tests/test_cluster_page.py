@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gratis.run import Run
-from tests.test_distributed import needs_gloo
+from tests.two_processes import needs_gloo
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cluster.md").read_text()

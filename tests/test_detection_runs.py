@@ -1,9 +1,8 @@
-"""A detector's whole run: trained, judged, resumed, judged again, shown; and what is refused."""
+"""A detector's whole run: judged, judged again, on corrupted images too, shown, exported."""
 
 import json
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,47 +17,23 @@ from gratis import assess, shifts, train
 from gratis.asked import question
 from gratis.assess import evaluate_run
 from gratis.cli import main
-from gratis.data import Loader
 from gratis.data.corruptions import COMMON, corrupted
 from gratis.data.detection import load_coco, shapes
 from gratis.data.scenes import Scenes, letterboxed
 from gratis.data.shifted import Asked
 from gratis.detection import coco_c
 from gratis.evaluate.detection import average_precision
-from gratis.recipe import Recipe, from_plain, override
-from gratis.report import write_report
+from gratis.recipe import from_plain
 from gratis.reproduce import papers
 from gratis.reproduce.papers import Scale
 from gratis.reproduce.rows import reproduce
 from gratis.run import Run
 from gratis.training_data import load_split
 from gratis.unfinished import Unfinished
-from tests.coco_trees import small, turned_boxes
-from tests.test_distributed import become, needs_gloo
-from tests.test_train import assert_same, final_state
+from tests.coco_trees import small
+from tests.detection_recipes import SHAPES, tiny
 
-SHAPES = "gratis.data.detection:shapes"
 FEW = ("gaussian_noise", "fog", "contrast")
-
-
-def tiny(method: str = "natural", *settings: str, passes: float = 1.5) -> Recipe:
-    values: dict[str, Any] = {
-        "name": "tiny-boxes",
-        "task": {"name": "detection"},
-        "data": {"name": SHAPES, "batch_size": 8, "holdout": 0, "limit": 24, "augment": ["flip"]},
-        "model": {
-            "name": "tests.tiny_detector:build",
-            "mean": [0.5],
-            "std": [0.25],
-        },
-        "method": {"name": method, "ball": {"norm": "linf", "eps": 0.02}},
-        "optimizer": {"name": "adamw", "learning_rate": 1e-3},
-        "budget": {"passes": passes},
-        "guard": {"mode": "off"},
-        "engine": {"device": "cpu"},
-        "evaluation": {"limit": 8, "batch_size": 4},
-    }
-    return from_plain(override(values, settings))
 
 
 @pytest.fixture
@@ -101,21 +76,6 @@ def test_a_run_holds_its_precision_and_how_it_was_counted(finished: Run) -> None
     assert all("train_accuracy" not in record for record in epochs)
 
 
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("natural", []),
-        ("fast-advprop", ["method.adversarial=0.5", "method.reuse=false", "task.attack=class"]),
-    ],
-)
-def test_the_budget_is_predicted_exactly(tmp_path: Path, method: str, settings: list[str]) -> None:
-    settings = [*settings, "evaluation.limit=1"]
-    run = train.run(tiny(method, *settings, passes=0.9), tmp_path / "run")
-    assert run.results is not None
-    budget = run.results["budget"]
-    assert 0 < budget["predicted_passes"] == budget["metered_passes"] <= 0.9
-
-
 def test_evaluating_again_gives_the_same(finished: Run, tmp_path: Path) -> None:
     run = copied(finished, tmp_path)
     before = run.results
@@ -125,63 +85,6 @@ def test_evaluating_again_gives_the_same(finished: Run, tmp_path: Path) -> None:
     assert run.results is not None
     assert run.results["detection"] == found
     assert evaluate_run(run, question(from_plain(run.recipe)), share=(1, 2)) == []
-
-
-def test_a_run_that_was_interrupted_goes_on_bitwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = tiny("fast-advprop", "method.adversarial=0.25", "engine.checkpoint_seconds=0")
-    whole = train.run(recipe, tmp_path / "whole")
-    saved, out = Run.save_checkpoint, tmp_path / "parts"
-
-    def stop(self: Run, name: str, state: dict[str, Any]) -> None:
-        saved(self, name, state)
-        if state["updates"] == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "save_checkpoint", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train.run(recipe, out)
-    monkeypatch.undo()
-    resumed = train.run(recipe, out, resume=True)
-    assert_same(final_state(tmp_path / "whole"), final_state(out))
-    assert resumed.results is not None
-    assert whole.results is not None
-    assert resumed.results["detection"]["map"] == whole.results["detection"]["map"]
-
-
-def test_batches_mirror_boxes_with_their_images() -> None:
-    images = shapes("train").select(torch.arange(12))
-    plain = Loader(images, 12, seed=0, shuffle=False)
-    flipped = Loader(images, 12, seed=0, shuffle=False, augment=["flip"])
-    (x, y), (z, w) = next(plain.epoch(0)), next(flipped.epoch(0))
-    assert torch.equal(y, images.y)
-    turned = [not torch.equal(a, b) for a, b in zip(x, z, strict=True)]
-    assert 0 < sum(turned) < 12
-    for image in range(12):
-        wanted = y[image]
-        if turned[image]:
-            assert torch.equal(z[image], x[image].flip(2))
-            wanted = turned_boxes(wanted, 64)
-        assert torch.equal(w[image], wanted)
-
-
-def test_a_coco_tree_is_learned_and_judged_on_its_own_training_images(tmp_path: Path) -> None:
-    root = small(tmp_path / "coco", ["train"])
-    of_files = ["data.name=coco", f"data.root={root}", "data.image_size=64", "data.limit=8"]
-    with pytest.raises(ValueError, match=r"has no test split.*data\.test_split=train"):
-        train.run(tiny("natural", *of_files), tmp_path / "none")
-    recipe = tiny("natural", *of_files, "data.test_split=train")
-    run = train.run(recipe, tmp_path / "run")
-    assert run.results is not None
-    found = run.results["detection"]
-    assert found["trained_on"] is True
-    assert found["images"] == {"split": "train", "start": 0, "count": 8}
-    assert found["boxes"]["crowds"] == 1
-    assert run.results["data"]["split"] == "train"
-    write_report([run], tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text("utf-8")
-    assert "Judged on the training images themselves" in page
 
 
 # --- corrupted images
@@ -329,33 +232,6 @@ def test_the_command_line_judges_again_shows_and_refuses(
     assert [entry["shift"] for entry in results["shifts"]] == ["coco-c"]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["method=trades-4"], r"method\.name: trades has no use for boxes; .* fast-advprop"),
-        (["data.holdout=4"], r"guard\.mode=off and data\.holdout=0"),
-        (["guard.mode=early-stop"], r"guard\.mode=off"),
-        (["data.augment=[crop-4]"], r"data\.augment: boxes follow a flip"),
-        (["data.labels=8"], "labels and unlabelled are for one class"),
-        (["method=fast-advprop", "method.mix=cutmix"], "mix and only_correct are for one class"),
-        (["method=fast-advprop", "task.attack=class"], r"method\.reuse=false, which costs"),
-        (["task.label_smoothing=0.1"], "label_smoothing is for classification"),
-        (["task.name=classification", "task.attack=box"], "attack=box is for detection"),
-    ],
-)
-def test_what_boxes_have_no_use_for_is_refused(settings: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        tiny("natural", *settings)
-
-
-def test_task_and_data_must_fit(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="detection does not fit digits, whose images have one"):
-        train.run(tiny("natural", "data.name=digits", "data.augment=[]"), tmp_path / "a")
-    classes = ["task.name=classification", "model.name=small-conv", "model.options={}"]
-    with pytest.raises(ValueError, match=r"classification does not fit .* whose images have boxes"):
-        train.run(tiny("natural", *classes), tmp_path / "b")
-
-
 def test_what_attacks_classes_says_so_of_a_run_that_finds_boxes(
     finished: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -398,21 +274,6 @@ def test_the_papers_table_is_filled(tmp_path: Path, scale: Scale) -> None:
         assert fast["coco-c"]["of"].startswith("mean of 15 cells of COCO-C, 2 images a cell")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["natural", "fast-advprop"])
-def test_eight_images_are_learned_by_heart_at_one_budget(tmp_path: Path, method: str) -> None:
-    settings = [
-        *("data.limit=8", "data.test_split=train", "data.augment=[]", "method.ball.eps=1/255"),
-        "model.name=retinanet-r18",
-        "model.options={width: 32, smallest_anchor: 12, head_norm: group}",
-        "schedule={shape: cosine, warmup: 0.05}",
-    ]
-    run = train.run(tiny(method, *settings, passes=40), tmp_path / "run")
-    assert run.results is not None
-    assert run.results["budget"]["metered_passes"] == 40
-    assert run.results["detection"]["map_50"] > 0.8  # 1.0 in both when this was written
-
-
 def test_a_run_may_begin_with_anothers_weights_and_other_classes(
     finished: Run, tmp_path: Path
 ) -> None:
@@ -430,32 +291,3 @@ def test_a_run_may_begin_with_anothers_weights_and_other_classes(
     other = train.run(tiny("natural", *of_files, *start), tmp_path / "other")
     assert other.results is not None
     assert other.results["start"]["new_head"] == "head.classification_head.cls_logits"
-
-
-def apart(*settings: str) -> Recipe:
-    """Perturbations of signs, and Adam, would blow rounding up."""
-    plain = ["optimizer={learning_rate: 0.01}", "method.ball.norm=l2", "method.shuffle=false"]
-    return tiny("fast-advprop", "method.adversarial=0.25", *plain, *settings, passes=4)
-
-
-def one_of_two(rank: int, port: int, folder: Path) -> None:
-    become(rank, port)
-    train.run(apart(), folder / "two")
-
-
-@needs_gloo
-@pytest.mark.slow
-def test_two_processes_learn_boxes_as_two_parts_of_a_batch_do(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (port, tmp_path), 2)
-    train.run(apart("engine.parts=2"), tmp_path / "one")
-    one, two = (final_state(tmp_path / name) for name in ("one", "two"))
-    assert one["updates"] == two["updates"] > 5
-    assert one["budget"]["metered_passes"] == two["budget"]["metered_passes"]
-    for key, value in one["model"].items():
-        torch.testing.assert_close(two["model"][key], value, rtol=1e-4, atol=1e-5)
-    found = Run.open(tmp_path / "two").results
-    assert found is not None
-    assert found["detection"]["images"]["count"] == 8

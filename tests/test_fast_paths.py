@@ -17,7 +17,7 @@ from gratis.balls import L1, L2, Ball, Linf, finite
 from gratis.budget import Meter
 from gratis.evaluate import robust_accuracy
 from gratis.tasks import Classification
-from tests.test_evaluate import a_problem, batched
+from tests.problems import a_problem, batched
 
 
 def attacked_by(

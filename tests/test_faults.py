@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from gratis.run import Run
-from tests.test_distributed import needs_gloo, whole_recipe
 from tests.test_train import assert_same, final_state
+from tests.two_processes import needs_gloo, whole_recipe
 
 pytestmark = [needs_gloo, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ from gratis.passes import Batch
 from gratis.setting import network
 from gratis.training_data import training_data
 from tests.recipes import tiny
-from tests.test_methods import sgd, small_net, some_batches, weights
+from tests.small_net import sgd, small_net, some_batches, weights
 from tests.test_train import assert_same, final_state
 
 

@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gratis import (
     L2,
@@ -30,44 +28,7 @@ from gratis.methods import METHODS
 from gratis.passes import Batch
 from gratis.prober import Prober
 from tests.reference import loops
-
-EPS = 0.1
-
-
-def small_net(channels=1, classes=4):
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Conv2d(channels, 6, 3, padding=1, bias=False),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(24, classes),
-    )
-
-
-def some_batches(sizes=(8, 8, 5), channels=1):
-    generator = torch.Generator().manual_seed(3)
-    return [
-        (
-            torch.rand(n, channels, 6, 5, generator=generator),
-            torch.randint(0, 4, (n,), generator=generator),
-        )
-        for n in sizes
-    ]
-
-
-def sgd(model):
-    return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4)
-
-
-def weights(model):
-    return {k: v.clone() for k, v in model.state_dict().items()}
-
-
-def same(one, other):
-    return all(torch.equal(one[k], other[k]) for k in one)
-
+from tests.small_net import EPS, same, sgd, small_net, some_batches, weights
 
 CASES = {
     "natural": (Natural(), loops.natural, {}),
@@ -214,166 +175,6 @@ def test_step_sizes_are_the_papers():
     assert Free(ball).resolved_step_size == 8 / 255
 
 
-class ConvolutionBackwards(TorchDispatchMode):
-    """Notes which gradients each convolution's backward computes: (input, weight)."""
-
-    def __init__(self):
-        super().__init__()
-        self.masks = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution_backward.default:
-            self.masks.append(tuple(args[-1][:2]))
-        return func(*args, **(kwargs or {}))
-
-
-def test_probe_computes_no_weight_gradient():
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten())
-    x, y = torch.rand(4, 4, 6, 6), torch.zeros(4, dtype=torch.long)
-    with ConvolutionBackwards() as probe:
-        Prober(model)(x, y)
-    assert probe.masks == [(True, False)] * 2
-    with ConvolutionBackwards() as whole:
-        F.cross_entropy(model(x.requires_grad_()), y).backward()
-    assert whole.masks == [(True, True)] * 2
-
-
-@pytest.mark.parametrize(("norm", "moves"), [("batch", False), ("tracked", True), ("eval", False)])
-def test_probe_leaves_the_model_alone(norm, moves):
-    model = small_net().train()
-    model[3].eval()  # somebody froze a layer
-    before, (x, y) = weights(model), some_batches()[0]
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    gradient = Prober(model, norm=norm)(x, y)
-    assert gradient.shape == x.shape
-    assert not x.requires_grad
-    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
-    assert model.training
-    assert model[1].training
-    assert not model[3].training
-    moved = not torch.equal(before["1.running_mean"], model[1].running_mean)
-    assert moved == moves
-    assert (model[1].num_batches_tracked > before["1.num_batches_tracked"]) == moves
-    # what the gradient is of: batch statistics, or in eval mode the running ones
-    model[1].train(norm != "eval")
-    point = x.clone().requires_grad_()
-    F.cross_entropy(model(point), y, reduction="sum").backward()
-    torch.testing.assert_close(gradient, point.grad)
-
-
-def test_free_keeps_its_perturbation_over_batches_and_epochs():
-    method, model = Free(Linf(EPS), replays=2), small_net()
-    learner = Learner(model, sgd(model))
-    (x1, y1), (x2, y2), (x3, y3) = some_batches()
-    learner.fit(method, Batch(x1, y1))
-    kept = method.state()["delta"].clone()
-    seen = []
-    for p in method.passes(Batch(x2, y2), learner.probe):
-        seen.append(p.x.detach().clone())
-        learner.backward(p)
-    assert torch.equal(seen[0], Linf(EPS).place(x2, Linf(EPS).project(x2, kept)))
-    assert seen[0].min() >= 0
-    assert seen[0].max() <= 1
-    # a short last batch: its places change, the others stay as they were
-    before = method.state()["delta"].clone()
-    learner.fit(method, Batch(x3, y3))
-    after = method.state()["delta"]
-    assert not torch.equal(before[:5], after[:5])
-    assert torch.equal(before[5:], after[5:])
-    # the next epoch begins where this one ended
-    first = next(iter(method.passes(Batch(x1, y1), learner.probe)))
-    assert torch.equal(first.x.detach(), Linf(EPS).place(x1, Linf(EPS).project(x1, after)))
-
-
-def test_free_state_survives_a_copy():
-    model = small_net()
-    learner, method = Learner(model, sgd(model)), Free(Linf(EPS), replays=2)
-    for x, y in some_batches():
-        learner.fit(method, Batch(x, y))
-    copied = Free(Linf(EPS), replays=2)
-    copied.load_state({k: v.clone() for k, v in method.state().items()})
-    x, y = some_batches()[0]
-    one = next(iter(method.passes(Batch(x, y), learner.probe)))
-    other = next(iter(copied.passes(Batch(x, y), learner.probe)))
-    assert torch.equal(one.x, other.x)
-
-
-def test_break_in_mid_replay_loses_nothing():
-    method, model = Free(Linf(EPS), replays=4), small_net()
-    optimizer = sgd(model)
-    for n, (x, y) in enumerate(method.batches(some_batches())):
-        if n == 2:
-            break
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    kept = method.state()["delta"]
-    assert kept.abs().max() == pytest.approx(EPS, rel=1e-5)
-
-
-def test_missing_backward_is_explained():
-    with pytest.raises(RuntimeError, match=r"x\.grad is still empty.*loss\.backward\(\)"):
-        for _ in Free(Linf(EPS)).batches(some_batches()):
-            pass
-
-
-def test_missing_model_is_explained():
-    with pytest.raises(ValueError, match=r"batches\(loader, model\)"):
-        next(fgsm_rs(Linf(EPS)).batches(some_batches()))
-
-
-def test_normalised_input_is_explained():
-    x, y = some_batches()[0]
-    with pytest.raises(ValueError, match="move normalisation into the model"):
-        next(Free(Linf(EPS)).batches([((x - 0.5) / 0.25, y)]))
-
-
-@pytest.mark.parametrize("ball", [Linf(EPS), L2(0.5)], ids=["linf", "l2"])
-def test_scaled_loss_changes_nothing(ball):
-    """A gradient scaler multiplies the loss: only the direction of x.grad may count."""
-    deltas = []
-    for scale in (1.0, 65536.0):
-        method, model = Free(ball, replays=3), small_net().double()
-        batches = [(x.double(), y) for x, y in some_batches()]
-        for x, y in method.batches(batches):
-            (scale * F.cross_entropy(model(x), y)).backward()
-        deltas.append(method.state()["delta"])
-    torch.testing.assert_close(deltas[0], deltas[1])
-
-
-def test_image_with_infinite_gradient_keeps_its_perturbation():
-    method = Free(Linf(EPS), replays=3)
-    x, y = some_batches()[0]
-    passes = method.passes(Batch(x, y), None)
-    p = next(passes)
-    p.x.grad = torch.ones_like(x)
-    p = next(passes)
-    before = method.state()["delta"].clone()
-    p.x.grad = -torch.ones_like(x)
-    p.x.grad[2, 0, 0, 0] = torch.inf
-    p.x.grad[4, 0, 1, 1] = torch.nan
-    next(passes)
-    after = method.state()["delta"]
-    kept = torch.tensor([torch.equal(a, b) for a, b in zip(before, after, strict=True)])
-    assert kept.nonzero().flatten().tolist() == [2, 4]
-    assert after.isfinite().all()
-
-
-def test_own_loop_under_autocast():
-    method, model = Free(Linf(EPS), replays=2), small_net()
-    optimizer = sgd(model)
-    for x, y in method.batches(some_batches()):
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = F.cross_entropy(model(x).float(), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        assert x.dtype == torch.float32
-        assert x.grad.dtype == torch.float32
-    assert method.state()["delta"].dtype == torch.float32
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("ball", [Linf(EPS), L2(0.4)], ids=["linf", "l2"])
 @pytest.mark.parametrize("name", ["fgsm-rs", "pgd", "free"])
@@ -421,17 +222,6 @@ def test_gentler_goes_from_zero_start_to_shorter_steps():
     assert "step_size" in said
     assert PGDTraining(Linf(EPS), 7).gentler() is None
     assert Natural().gentler() is None
-
-
-def test_gentler_keeps_the_carried_perturbation():
-    method = Free(Linf(EPS), replays=1)
-    x, y = some_batches()[0]
-    passes = method.passes(Batch(x, y), None)
-    next(passes).x.grad = torch.ones_like(x)
-    next(passes, None)
-    changed, _ = method.gentler()
-    assert torch.equal(changed.state()["delta"], method.state()["delta"])
-    assert changed.step_size == pytest.approx(0.75 * EPS)
 
 
 @pytest.mark.parametrize(

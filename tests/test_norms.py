@@ -1,30 +1,19 @@
-"""The attacks in L2 and L1: exact answers where the pixel box binds, and what cannot matter."""
+"""The attacks in L2 and L1: exact answers where the pixel box binds, and what is planted."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from gratis.attacks import Attacked, build_attack
-from gratis.attacks.apgd import APGD
-from gratis.attacks.climb_l1 import stages
-from gratis.attacks.fab import onto_plane
 from gratis.attacks.pgd import pgd
 from gratis.attacks.square import Square
-from gratis.attacks.windows import Windows
-from gratis.balls import L1, L2, Ball, Linf
-from gratis.budget import Meter
+from gratis.balls import L1, L2, Ball
 from gratis.evaluate import robust_accuracy
-from gratis.losses import cross_entropy
+from tests.norm_balls import BALLS, PARTS, images
+from tests.problems import digits_net, own_labels
 from tests.short_attacks import put
-from tests.test_evaluate import Counting, a_problem, batched, digits_net, own_labels
 
 __all__ = ["digits_net"]  # a fixture, asked for by name
-
-PARTS = ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
-BALLS = [L2(0.4), L1(2.0)]
 
 balls = pytest.mark.parametrize("ball", BALLS, ids=repr)
 
@@ -33,9 +22,6 @@ balls = pytest.mark.parametrize("ball", BALLS, ids=repr)
 def fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer than the standard, so that tests are quick."""
     put(monkeypatch, Square("square", queries=150))
-
-
-quick = pytest.mark.usefixtures("few_steps")
 
 
 # --- the exact answer
@@ -58,12 +44,6 @@ def best_gain(w: Tensor, x: Tensor, ball: Ball) -> Tensor:
         fits = torch.minimum(level.exp() * weight, room).norm(dim=1, keepdim=True) <= ball.eps
         low, high = torch.where(fits, level, low), torch.where(fits, high, level)
     return (weight * torch.minimum(low.exp() * weight, room)).sum(1)
-
-
-def images(count: int, *shape: int) -> Tensor:
-    """Random pixels in float64, a third of them at the edges of the box."""
-    x, edge = torch.rand(count, *shape, dtype=torch.float64), torch.rand(count, *shape)
-    return torch.where(edge < 1 / 6, 0.0, torch.where(edge > 5 / 6, 1.0, x))
 
 
 def a_linear_problem(ball: Ball, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
@@ -130,218 +110,6 @@ def test_projected_gradient_in_l1_comes_near_the_optimum_of_a_linear_loss(eps: f
     assert (reached / best).mean() >= 0.9
 
 
-# --- FAB's projection
-
-
-pixels = st.floats(0, 1) | st.sampled_from([0.0, 1.0])
-slopes = st.floats(-2, 2) | st.sampled_from([0.0, -1.0, 1.0])
-
-
-@given(
-    image=st.lists(st.tuples(pixels, slopes), min_size=1, max_size=6),
-    level=st.floats(-5, 5),
-    norm=st.sampled_from(["linf", "l2", "l1"]),
-)
-def test_moves_onto_planes_stay_in_the_box_and_reach_what_they_can(
-    image: list[tuple[float, float]], level: float, norm: str
-) -> None:
-    ball = {"linf": Linf(0.1), "l2": L2(1.0), "l1": L1(1.0)}[norm]
-    z = torch.tensor([p for p, _ in image], dtype=torch.float64).view(1, 1, 1, -1)
-    w = torch.tensor([s for _, s in image], dtype=torch.float64).view(1, 1, 1, -1)
-    w = torch.where(w.abs() < 1e-6, 0.0, w)  # squares of smaller ones are out of L2's sight
-    moved = z + onto_plane(z, w, torch.tensor([level], dtype=torch.float64), ball)
-    assert moved.min() >= -1e-12
-    assert moved.max() <= 1 + 1e-12
-    lowest, highest = float(w.clamp_max(0).sum()), float(w.clamp_min(0).sum())
-    reached = float((w * moved).sum())
-    assert reached == pytest.approx(min(max(level, lowest), highest), abs=1e-6)
-    assert torch.equal(moved[w == 0], z[w == 0])
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_onto_plane_in_l1_is_the_linear_programme(seed: int) -> None:
-    torch.manual_seed(seed)
-    z, w = images(1, 1, 2, 3), torch.randn(1, 1, 2, 3, dtype=torch.float64)
-    w[0, 0, 0, 0] *= seed % 3  # now and then a pixel without slope
-    level = (w * torch.rand_like(z)).sum().view(1)
-    move = onto_plane(z, w, level, L1(0.1))
-    flat, slope = z.flatten().tolist(), w.flatten().tolist()
-    found = linprog(
-        [1.0] * 12,
-        A_eq=[slope + [-s for s in slope]],
-        b_eq=[float(level - (w * z).sum())],
-        bounds=[(0, 1 - p) for p in flat] + [(0, p) for p in flat],
-    )
-    assert found.success
-    assert float(move.abs().sum()) == pytest.approx(found.fun, abs=1e-9)
-    assert float((w * (z + move)).sum()) == pytest.approx(float(level), abs=1e-9)
-
-
-# --- Square's windows
-
-
-def some_windows(ball: Ball, x: Tensor, queries: int = 60) -> Windows:
-    random = [torch.Generator().manual_seed(i) for i in range(len(x))]
-    return Windows(random, x, ball, queries)
-
-
-@pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 9])
-def test_bumps_have_length_one_and_two_signs(side: int) -> None:
-    x = torch.zeros(2, 1, 9, 9, dtype=torch.float64)
-    share = torch.tensor([0.2, 0.7])
-    for ball in BALLS:
-        bumps = some_windows(ball, x)._bumps(share, side, x)
-        torch.testing.assert_close(ball.size(bumps), torch.ones(2, dtype=torch.float64))
-        assert torch.equal(bumps[0], bumps[1].T)
-        upper = bumps[1][: side // 2]
-        assert (upper > 0).all()
-        assert (bumps[1][side // 2 :] < 0).all()
-        assert upper.numel() == 0 or upper.argmax() == upper.numel() // 2 // side * side + side // 2
-
-
-def test_a_bump_by_hand() -> None:
-    # three by three: the upper row alone, its middle 1 + 1/4 (L2), its ends 1/4
-    x = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
-    bump = some_windows(L2(1.0), x)._bumps(torch.tensor([0.9]), 3, x)[0]
-    torch.testing.assert_close(bump[0] / bump[0, 0], torch.tensor([1.0, 5.0, 1.0]).double())
-    torch.testing.assert_close(bump[1:] / bump[1, 0], torch.tensor([[1.0] * 3, [1, 5, 1]]).double())
-
-
-@pytest.mark.parametrize(
-    "shape", [(3, 7, 11), (1, 28, 28), (1, 1, 1), (2, 2, 9), (1, 4, 4)], ids=str
-)
-@pytest.mark.parametrize("make", [L2, L1])
-def test_windows_use_the_whole_ball_and_never_leave_it(
-    make: type[Ball], shape: tuple[int, ...]
-) -> None:
-    for ball in (make(0.5), make(0.5, low=-50.0, high=51.0)):
-        x = images(3, *shape)
-        proposals = some_windows(ball, x)
-        best = proposals.first(x)
-        assert not torch.equal(best, x)
-        for query in range(1, 60):
-            area = 0.8 * shape[1] * shape[2] / 2 ** (query // 10)
-            tried = proposals.next(query, area, x, best)
-            ball.check(tried)
-            size = ball.size(tried - x)
-            assert (size <= ball.eps * (1 + 1e-9)).all()
-            # a box that never binds; in a single pixel a bump may undo what was there
-            if ball.high > 1 and shape[1] > 1:
-                torch.testing.assert_close(size, torch.full_like(size, ball.eps))
-            best = tried if query % 3 else best
-
-
-def test_a_window_gets_what_the_other_held() -> None:
-    x = torch.full((1, 1, 9, 9), 0.5, dtype=torch.float64)
-    ball = L2(0.1)
-    proposals = some_windows(ball, x)
-    best = proposals.first(x)
-    before, after = best - x, proposals.next(1, 9.0, x, best) - x
-    touched = before != after
-    assert int(touched.sum()) <= 18  # two windows of three by three
-    torch.testing.assert_close(before[touched].norm(), after[touched].norm())
-
-
-# --- nothing else matters
-
-
-SMALL = [L2(0.3), L1(1.5)]
-small = pytest.mark.parametrize("ball", SMALL, ids=repr)
-
-
-@quick
-@small
-@pytest.mark.parametrize("name", PARTS)
-def test_broken_images_come_with_a_point_that_proves_it(name: str, ball: Ball) -> None:
-    model, x, y, _ = a_problem(14)
-    model.float().eval().requires_grad_(False)
-    x = x.float()
-    clean = model(x).argmax(1) == y
-    x, y = x[clean], y[clean]
-    attacked = Attacked(
-        model,
-        x,
-        y,
-        ball=ball,
-        losses=cross_entropy,
-        correct=lambda z, labels: z.argmax(1) == labels,
-        keys=list(range(len(x))),
-        meter=Meter(),
-    )
-    points, broken = build_attack(name)(attacked)
-    assert 0 < int(broken.sum()) < len(x)
-    assert torch.equal(model(points).argmax(1) != y, broken)
-    assert (ball.size(points - x) <= ball.eps * (1 + 1e-5)).all()
-    ball.check(points)
-
-
-@quick
-@small
-def test_batch_size_and_order_change_nothing(ball: Ball) -> None:
-    model, x, y, _ = a_problem(8)
-    names = ["autoattack"]
-    whole = robust_accuracy(model, [(x, y)], names, ball=ball).correct
-    parts = robust_accuracy(model, batched(x, y, 3), names, ball=ball).correct
-    assert torch.equal(parts, whole)
-    order = torch.randperm(len(x))
-    shuffled = robust_accuracy(model, [(x[order], y[order])], names, ball=ball).correct
-    assert torch.equal(shuffled, whole[order])
-    assert 0 < int(whole[:, 1].sum()) < int(whole[:, 0].sum())
-
-
-@quick
-@small
-def test_autoattack_is_its_parts_together(ball: Ball) -> None:
-    model, x, y, _ = a_problem(10)
-    names = ["apgd-ce", "apgd-t", "fab-t", "square", "autoattack"]
-    counting = Counting(model)
-    found = robust_accuracy(counting, [(x, y)], names, ball=ball)
-    assert torch.equal(found.correct[:, 5], found.correct[:, 1:5].all(1))
-    assert sum(m.probes + m.forwards for m in found.meters) == counting.forwards
-    assert sum(m.probes for m in found.meters) == counting.backwards
-
-
-def test_the_numbers_of_each_norm_are_told() -> None:
-    whole = build_attack("autoattack")
-    for ball, restarts, targets in ((Linf(0.1), 1, 9), (L2(0.5), 1, 9), (L1(12.0), 5, 5)):
-        assert build_attack("apgd-ce").parameters(ball)["restarts"] == restarts
-        assert build_attack("apgd-t").parameters(ball)["targets"] == targets
-        told = whole.parameters(ball)
-        assert told["attacks"] == "apgd-ce, apgd-t, fab-t, square"
-        assert told["apgd-ce restarts"] == restarts
-        assert told["apgd-t targets"] == targets
-        assert told["fab-t targets"] == 9
-        assert ("radii" in build_attack("apgd-ce").parameters(ball)) == (ball.norm == "l1")
-    assert build_attack("apgd-ce").parameters(L1(12.0))["radii"] == (
-        "3 eps for 30, 2 eps for 30, 1 eps for 40"
-    )
-    assert [stages(n) for n in (1, 10)] == [
-        ((3.0, 0), (2.0, 0), (1.0, 1)),
-        ((3.0, 3), (2.0, 3), (1.0, 4)),
-    ]
-
-
-def test_apgd_in_l1_takes_every_step_once_and_begins_each_ball_anew() -> None:
-    model, x, y, _ = a_problem(2)
-    found = robust_accuracy(model, [(x, y)], ["apgd-ce"], ball=L1(1e-9))
-    right = int(found.correct[:, 0].sum())
-    assert found.meters[1] == Meter(probes=5 * right * (100 + 3))
-
-
-def test_what_fools_the_model_in_a_larger_ball_does_not_count() -> None:
-    """A pixel past 1.5 eps breaks the image: only the search's first balls reach it."""
-
-    class Past(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            height = x[:, 0, 0, 0] - 0.75
-            return torch.stack([-height, height], 1)
-
-    x, y = torch.zeros(2, 1, 3, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
-    for eps, robust in ((0.5, True), (0.8, False)):
-        found = robust_accuracy(Past(), [(x, y)], ["apgd-ce", "fab-t"], ball=L1(eps))
-        assert (found.correct[:, 1:] == robust).all()
-
-
 # --- planted successes
 
 
@@ -372,41 +140,6 @@ def test_a_ball_wider_than_the_box_breaks_a_linear_model(name: str, make: type[B
     found = robust_accuracy(model, [(x, own_labels(model, x))], [name], ball=make(1000.0))
     assert found.correct[:, 0].all()
     assert int(found.robust.sum()) <= 1
-
-
-# --- soft cases
-
-
-@quick
-@pytest.mark.parametrize("make", [L2, L1])
-@pytest.mark.parametrize("shape", [(1, 4, 5), (2, 1, 1)], ids=str)
-@pytest.mark.parametrize("name", ["pgd-5", *PARTS])
-def test_a_model_that_always_says_the_same(
-    name: str, make: type[Ball], shape: tuple[int, ...]
-) -> None:
-    class Constant(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.tensor([3.0, 1.0, 0.0, -1.0]) + 0 * x.flatten(1).sum(1, keepdim=True)
-
-    x, y = torch.rand(3, *shape), torch.tensor([0, 0, 1])
-    x[0] = 0.0
-    found = robust_accuracy(Constant(), [(x, y)], [name], ball=make(0.5))
-    assert found.correct.tolist() == [[True, True], [True, True], [False, False]]
-
-
-@quick
-@pytest.mark.parametrize("make", [L2, L1])
-@pytest.mark.parametrize("name", PARTS)
-def test_a_radius_of_nothing_breaks_nothing(name: str, make: type[Ball]) -> None:
-    model, x, y, _ = a_problem(4)
-    found = robust_accuracy(model, [(x, y)], [name], ball=make(0.0))
-    assert torch.equal(found.robust, found.correct[:, 0])
-
-
-def test_fewer_restarts_and_targets_on_request() -> None:
-    one = APGD("apgd-t", "dlr-t", restarts=2, targets=3)
-    assert {one.parameters(b)["targets"] for b in (Linf(0.1), L1(1.0))} == {3}
-    assert {one.parameters(b)["restarts"] for b in (Linf(0.1), L1(1.0))} == {2}
 
 
 # --- the package of the attacks' authors

@@ -16,7 +16,8 @@ from gratis.passes import Batch, seeded
 from gratis.run import Run
 from gratis.setting import parts_of_batch
 from tests.recipes import tiny
-from tests.test_distributed import (
+from tests.test_train import assert_same, dies, final_state
+from tests.two_processes import (
     BATCHES,
     LOCAL,
     SETTINGS,
@@ -27,7 +28,6 @@ from tests.test_distributed import (
     whole_batches,
     whole_recipe,
 )
-from tests.test_train import assert_same, dies, final_state
 
 
 def made(name):

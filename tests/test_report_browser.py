@@ -14,7 +14,8 @@ import pytest
 
 from gratis.report import write_report
 from gratis.run import Run
-from tests.reports import RESULTS, evaluation, make_full_run, make_run
+from tests.report_parts import make_full_run
+from tests.reports import RESULTS, evaluation, make_run
 from tests.test_report_phases import phased
 
 BROWSER = next(

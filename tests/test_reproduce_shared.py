@@ -7,7 +7,7 @@ import pytest
 
 from gratis.reproduce.outcome import FACTS
 from gratis.run import Run
-from tests.test_reproduce import make
+from tests.tables import make
 
 
 def log_of(folder):

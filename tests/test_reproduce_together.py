@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.test_distributed import needs_gloo
+from tests.two_processes import needs_gloo
 
 pytestmark = [needs_gloo, pytest.mark.slow]
 TABLES = ("dat-cifar10", "dat-imagenet", "dat-scaling")

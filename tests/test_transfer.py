@@ -20,7 +20,7 @@ from gratis.training_data import training_data
 from gratis.transfer import begin
 from gratis.weights import sha256, weights_of
 from tests.recipes import tiny
-from tests.test_methods import small_net, some_batches
+from tests.small_net import small_net, some_batches
 from tests.test_train import Killed, assert_same, final_state, interrupt
 
 SHORT = "evaluation={attacks: [pgd-1], limit: 4}"

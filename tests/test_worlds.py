@@ -21,7 +21,10 @@ from gratis.passes import Batch
 from gratis.run import Run
 from tests.processes import start_together
 from tests.recipes import tiny
-from tests.test_distributed import (
+from tests.small_net import small_net
+from tests.test_parts import learned
+from tests.test_train import dies, final_state
+from tests.two_processes import (
     CPU,
     SEED,
     WORLD,
@@ -31,9 +34,6 @@ from tests.test_distributed import (
     whole_batches,
     whole_recipe,
 )
-from tests.test_methods import small_net
-from tests.test_parts import learned
-from tests.test_train import dies, final_state
 
 pytestmark = [needs_gloo, pytest.mark.slow]
 OFTEN, FIVE = "engine.checkpoint_seconds=0", "engine.parts=5"
