@@ -27,14 +27,15 @@ def test_a_fall_below_half_restores_weights_and_optimizer():
     recovery.begin(learner)
     method = fgsm_rs(Linf(0.1), step_size=0.2)
     stepped(learner)
-    assert recovery.look(0.60, 0.7, learner, method, left=9) is None
+    assert recovery.look(Outcome(0.9, 0.60), 0.7, learner, method, left=9) is None
     good, moments = weights(model), learner.optimizer.state_dict()["state"][0]["momentum_buffer"]
     moments = moments.clone()
     stepped(learner, 2)
-    assert recovery.look(0.45, 0.8, learner, method, left=9) is None  # a dip, not a collapse
+    dip = recovery.look(Outcome(0.9, 0.45), 0.8, learner, method, left=9)
+    assert dip is None  # no collapse
     stepped(learner)
     assert not torch.equal(good["0.weight"], model[0].weight)
-    changed, event = recovery.look(0.02, 0.9, learner, method, left=9)
+    changed, event = recovery.look(Outcome(0.9, 0.02), 0.9, learner, method, left=9)
     assert all(torch.equal(good[k], v) for k, v in weights(model).items())
     restored = learner.optimizer.state_dict()["state"][0]["momentum_buffer"]
     assert torch.equal(moments, restored)
@@ -88,7 +89,7 @@ def masked(method, left, changes=()):
     recovery.changes += changes
     first = weights(model)
     stepped(learner, 3)
-    found = recovery.look(0.01, 0.9, learner, method, left=left)
+    found = recovery.look(Outcome(0.9, 0.01), 0.9, learner, method, left=left)
     return found, learner, all(torch.equal(first[k], v) for k, v in weights(model).items())
 
 
@@ -102,6 +103,54 @@ def test_what_was_never_robust_starts_afresh_with_a_whole_schedule():
 
 def test_untrained_weights_are_never_the_result():
     found, _, restored = masked(fgsm(Linf(0.1)), left=0)
+    assert found is None
+    assert not restored
+
+
+def at_chance(clean, left, method=None, started=None):
+    """What a check finds, after three updates, in a network that answers one class to all."""
+    model = small_net()
+    learner = Learner(model, sgd(model))
+    recovery = Recovery(images=256, classes=10)
+    recovery.begin(learner)
+    recovery.started = started
+    first = weights(model)
+    stepped(learner, 3)
+    method = method or fgsm_rs(Linf(0.1), clip_start=False)
+    found = recovery.look(Outcome(clean, 0.1), 0.1, learner, method, left=left)
+    restored = all(torch.equal(first[k], v) for k, v in weights(model).items())
+    return found, recovery, learner, restored
+
+
+@pytest.mark.parametrize(("left", "started"), [(3, None), (9, 3)])
+def test_what_fails_to_start_is_begun_afresh(left, started):
+    """Half of the schedule is over, or as much as had been enough before."""
+    (changed, event), _, learner, restored = at_chance(clean=0.15, left=left, started=started)
+    assert restored
+    assert changed.step_size == pytest.approx(0.75 * 0.125)
+    assert event["restored_update"] == 0
+    assert (learner.updates, learner.begun) == (3, 3)
+
+
+@pytest.mark.parametrize(("left", "started"), [(4, None), (9, 4)])
+def test_a_slow_start_is_waited_for_and_never_fallen_back_on(left, started):
+    found, recovery, learner, restored = at_chance(clean=0.15, left=left, started=started)
+    assert found is None
+    assert not restored
+    assert recovery.good["update"] == 0  # a network at chance is nothing to keep
+    assert recovery.look(Outcome(0.5, 0.2), 0.5, learner, fgsm_rs(Linf(0.1)), left=left) is None
+    assert recovery.good["update"] == 3
+    assert recovery.started == (started or 3)
+
+
+def test_a_little_above_chance_is_a_beginning():
+    found, recovery, _, _ = at_chance(clean=0.16, left=1)
+    assert found is None
+    assert (recovery.good["update"], recovery.started) == (3, 3)
+
+
+def test_at_chance_what_cannot_be_made_gentler_goes_on():
+    found, _, _, restored = at_chance(0.15, left=3, method=PGDTraining(Linf(0.1), 7))
     assert found is None
     assert not restored
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gratis import Learner, Linf, add_aux, fgsm_rs, train
-from gratis.guard import Recovery
+from gratis.guard import Outcome, Recovery
 from gratis.learner import Learner as Engine
 from gratis.nn import group_norms
 from gratis.nn.freezing import behind_normalize, freeze, head_of
@@ -270,7 +270,7 @@ def test_a_collapse_restores_the_start(source):
     engine.fit(recipe.build_method(), Batch(*next(loader.epoch(0))))
     engine.schedule = None
     engine.fit(recipe.build_method(), Batch(*next(loader.epoch(1))))
-    assert recovery.look(0.0, 0.9, engine, recipe.build_method(), left=9) is not None
+    assert recovery.look(Outcome(0.9, 0.0), 0.9, engine, recipe.build_method(), left=9)
     assert_same(dict(engine.model.state_dict()), averaged(source))
 
 

@@ -31,6 +31,10 @@ MASKED = 0.15
 """So does robust accuracy below this share of the accuracy on the examples trained on: a network
 that was never robust, but defeats the one-step examples that it is shown. Healthy runs measured
 here had 0.28 at least (MNIST at 0.3, early); masked ones 0.13 at most."""
+SLOW_START = 0.5
+"""A network that answers by chance when this share of the schedule is over, or after as many
+updates as had taught it more before it was begun anew, has failed to start: one-step training at
+a large eps begins with hundreds of updates at chance, and for some seeds stays there."""
 MOST_CHANGES = 4
 """After so many changes the threat itself is likely too strong, and training is left alone."""
 GOOD = 0.8
@@ -68,15 +72,17 @@ class Recovery:
     """Undoes a collapse: last good weights and optimizer, a gentler method, on with the budget.
 
     After each check `look` either keeps the weights, if they are good, or, if robust accuracy
-    has collapsed, puts the last good ones back and returns a gentler method. Where there are
-    none, since the network never was robust, the run starts afresh: first weights, and the
-    schedule over the updates that are left. (On MNIST at 0.3 from a zero start, going on from the
-    masked weights ended at 34 % under PGD-50-10, first weights in mid-schedule at 45 %.)
+    has collapsed or nothing was learned at all, puts the last good ones back and returns a gentler
+    method. Where there are none, since the network never was robust, the run starts afresh: first
+    weights, and the schedule over the updates that are left. (On MNIST at 0.3 from a zero start,
+    going on from the masked weights ended at 34 % under PGD-50-10, first weights in mid-schedule
+    at 45 %.)
     """
 
     def __init__(self, images: int, classes: int) -> None:
         self.images, self.classes = images, classes
         self.best = 0.0
+        self.started: int | None = None
         self.good: dict[str, Any] = {}
         self.changes: list[str] = []
 
@@ -85,21 +91,26 @@ class Recovery:
         self.good = {"update": learner.updates, **_weights(learner)}
 
     def look(
-        self, robust: float, trained: float, learner: Learner, method: Method, *, left: int
+        self, found: Outcome, trained: float, learner: Learner, method: Method, *, left: int
     ) -> tuple[Method, dict[str, Any]] | None:
         """None while all is well; after a collapse the method to go on with and what to log.
 
-        robust: accuracy of the check; trained: on the examples learned from since the last one;
+        found: by the check; trained: accuracy on the examples learned from since the last one;
         left: updates still to come.
         """
-        if not (self._fell(robust) or self._masked(robust, trained)):
-            if robust >= max(GOOD * self.best, MASKED * trained):
+        robust, gone = found.robust, learner.updates - learner.begun
+        by_chance = self._by_chance(found.clean) and self._by_chance(trained)
+        if not by_chance and self.started is None:
+            self.started = gone
+        late = gone >= SLOW_START * (gone + left) or gone >= (self.started or math.inf)
+        if not ((by_chance and late) or self._fell(robust) or self._masked(robust, trained)):
+            if robust >= max(GOOD * self.best, MASKED * trained) and not by_chance:
                 self.good = {"update": learner.updates, **_weights(learner)}
             self.best = max(self.best, robust)
             return None
-        found = method.gentler() if len(self.changes) < MOST_CHANGES else None
+        gentler = method.gentler() if len(self.changes) < MOST_CHANGES else None
         afresh = self.good["update"] == 0
-        if afresh and (found is None or not left):
+        if afresh and (gentler is None or not left):
             return None  # untrained weights are no better, and nothing would go differently
         event: dict[str, Any] = {
             "event": "restored",
@@ -110,11 +121,17 @@ class Recovery:
         learner.load_weights(self.good)
         if afresh:
             learner.begun = learner.updates
-        if found is None:
+        if gentler is None:
             return method, event | {"change": "none is known to help this method"}
-        method, change = found
+        method, change = gentler
         self.changes.append(change)
         return method, event | {"change": change}
+
+    def _by_chance(self, share: float) -> bool:
+        """Whether chance alone answers so many of the check's images rightly."""
+        chance = 1 / self.classes
+        error = math.sqrt(chance * (1 - chance) / self.images)
+        return share <= chance + STANDARD_ERRORS * error
 
     def _masked(self, robust: float, trained: float) -> bool:
         # so few right answers are nothing to be suspicious of yet; so few images tell nothing
@@ -141,10 +158,16 @@ class Recovery:
         return method
 
     def state(self) -> dict[str, Any]:
-        return {"best": self.best, "good": self.good, "changes": list(self.changes)}
+        return {
+            "best": self.best,
+            "started": self.started,
+            "good": self.good,
+            "changes": list(self.changes),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.best, self.good, self.changes = state["best"], state["good"], state["changes"]
+        self.started = state.get("started")  # checkpoints of earlier versions lack it
 
 
 class EarlyStop:

@@ -182,9 +182,7 @@ class Training:
                     # averaged weights lag behind the ones that would collapse
                     outcome = self._outcome(self.learner.model)
                 left = self.plan.updates - self.learner.updates
-                found = self.recovery.look(
-                    outcome.robust, trained, self.learner, self.method, left=left
-                )
+                found = self.recovery.look(outcome, trained, self.learner, self.method, left=left)
                 if found is not None:
                     self.method, event = found
                     self.journal.event("guard", **self._position, **event)
