@@ -32,7 +32,6 @@ from gratis.setting import build_loaders, learner, network, pick_device, planned
 from gratis.training_data import load_split, training_data
 
 ROWS = {"quick": "quick-cifar10", "published": "cifar10"}
-ATTACK = "pgd-50-10"
 WARM, TIMED, AT_LEAST = 5, 10, 10.0
 """Updates that are not timed, how many are, and for how many seconds they go on at least."""
 SPARE = 0.9
@@ -46,6 +45,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--images", type=int, default=1000, help="test images, from the first on")
+    parser.add_argument("--attack", default="pgd-50-10", help="pgd-50-10:bf16 takes half as long")
     parser.add_argument("--out", type=Path, default=Path("runs") / "time-to-robustness")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="for every row")
     parser.add_argument("--plain", action="store_true")
@@ -53,7 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(setting(), flush=True)
-    print(f"\n| row | seed | minutes | seconds | start-up | data passes | clean % | {ATTACK} % |")
+    columns = "row | seed | minutes | seconds | start-up | data passes | clean %"
+    print(f"\n| {columns} | {options.attack} % |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for minutes in options.minutes:
         for row in options.rows:
@@ -80,7 +81,7 @@ def trained(options: argparse.Namespace, row: str, minutes: float, seed: int) ->
             "guard.mode=off",
             "check.every=5",
             f"evaluation.limit={options.images}",
-            f"evaluation.attacks=[{ATTACK}]",
+            f"evaluation.attacks=[{options.attack}]",
             *options.set,
         ]
         paid = affordable(recipes.load(ROWS[row], settings), 60 * minutes)
@@ -170,7 +171,7 @@ def published_in_plain_pytorch(options: argparse.Namespace) -> str:
     seconds = time.perf_counter() - clock
     test = load_split(recipe.data, "test").select(torch.arange(options.images))
     found = robust_accuracy(
-        model, Loader(test, min(500, len(test)), seed=0), [ATTACK], ball=Linf(eps)
+        model, Loader(test, min(500, len(test)), seed=0), [options.attack], ball=Linf(eps)
     )
     clean, robust = found.correct[:, 0].double().mean(), found.robust.double().mean()
     return (

@@ -107,50 +107,52 @@ def test_untrained_weights_are_never_the_result():
     assert not restored
 
 
-def at_chance(clean, left, method=None, started=None):
-    """What a check finds, after three updates, in a network that answers one class to all."""
+def at_chance(clean, started=3, method=None, begun_anew=True):
+    """What a check finds, three updates after a new beginning, in a network that answers one
+    class to all; `started` had taught it more the first time.
+    """
     model = small_net()
     learner = Learner(model, sgd(model))
     recovery = Recovery(images=256, classes=10)
     recovery.begin(learner)
     recovery.started = started
     first = weights(model)
-    stepped(learner, 3)
+    stepped(learner, 7)
+    learner.begun = 4 if begun_anew else 0
     method = method or fgsm_rs(Linf(0.1), clip_start=False)
-    found = recovery.look(Outcome(clean, 0.1), 0.1, learner, method, left=left)
+    found = recovery.look(Outcome(clean, 0.1), 0.1, learner, method, left=9)
     restored = all(torch.equal(first[k], v) for k, v in weights(model).items())
     return found, recovery, learner, restored
 
 
-@pytest.mark.parametrize(("left", "started"), [(3, None), (9, 3)])
-def test_what_fails_to_start_is_begun_afresh(left, started):
-    """Half of the schedule is over, or as much as had been enough before."""
-    (changed, event), _, learner, restored = at_chance(clean=0.15, left=left, started=started)
+def test_what_fails_to_start_again_is_begun_once_more():
+    (changed, event), _, learner, restored = at_chance(clean=0.15)
     assert restored
     assert changed.step_size == pytest.approx(0.75 * 0.125)
     assert event["restored_update"] == 0
-    assert (learner.updates, learner.begun) == (3, 3)
+    assert (learner.updates, learner.begun) == (7, 7)
 
 
-@pytest.mark.parametrize(("left", "started"), [(4, None), (9, 4)])
-def test_a_slow_start_is_waited_for_and_never_fallen_back_on(left, started):
-    found, recovery, learner, restored = at_chance(clean=0.15, left=left, started=started)
+@pytest.mark.parametrize("waits", [{"started": 4}, {"started": None}, {"begun_anew": False}])
+def test_a_slow_start_is_waited_for_and_never_fallen_back_on(waits):
+    found, recovery, learner, restored = at_chance(clean=0.15, **waits)
     assert found is None
     assert not restored
     assert recovery.good["update"] == 0  # a network at chance is nothing to keep
-    assert recovery.look(Outcome(0.5, 0.2), 0.5, learner, fgsm_rs(Linf(0.1)), left=left) is None
-    assert recovery.good["update"] == 3
-    assert recovery.started == (started or 3)
+    assert recovery.look(Outcome(0.5, 0.2), 0.5, learner, fgsm_rs(Linf(0.1)), left=9) is None
+    assert recovery.good["update"] == 7
 
 
-def test_a_little_above_chance_is_a_beginning():
-    found, recovery, _, _ = at_chance(clean=0.16, left=1)
+def test_how_soon_a_network_started_is_noted_once():
+    found, recovery, learner, _ = at_chance(clean=0.16, started=None)  # a little above chance
     assert found is None
-    assert (recovery.good["update"], recovery.started) == (3, 3)
+    assert (recovery.good["update"], recovery.started) == (7, 3)
+    recovery.look(Outcome(0.9, 0.5), 0.9, learner, fgsm_rs(Linf(0.1)), left=2)
+    assert recovery.started == 3
 
 
 def test_at_chance_what_cannot_be_made_gentler_goes_on():
-    found, _, _, restored = at_chance(0.15, left=3, method=PGDTraining(Linf(0.1), 7))
+    found, _, _, restored = at_chance(0.15, method=PGDTraining(Linf(0.1), 7))
     assert found is None
     assert not restored
 

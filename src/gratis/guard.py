@@ -31,10 +31,6 @@ MASKED = 0.15
 """So does robust accuracy below this share of the accuracy on the examples trained on: a network
 that was never robust, but defeats the one-step examples that it is shown. Healthy runs measured
 here had 0.28 at least (MNIST at 0.3, early); masked ones 0.13 at most."""
-SLOW_START = 0.5
-"""A network that answers by chance when this share of the schedule is over, or after as many
-updates as had taught it more before it was begun anew, has failed to start: one-step training at
-a large eps begins with hundreds of updates at chance, and for some seeds stays there."""
 MOST_CHANGES = 4
 """After so many changes the threat itself is likely too strong, and training is left alone."""
 GOOD = 0.8
@@ -72,11 +68,12 @@ class Recovery:
     """Undoes a collapse: last good weights and optimizer, a gentler method, on with the budget.
 
     After each check `look` either keeps the weights, if they are good, or, if robust accuracy
-    has collapsed or nothing was learned at all, puts the last good ones back and returns a gentler
-    method. Where there are none, since the network never was robust, the run starts afresh: first
-    weights, and the schedule over the updates that are left. (On MNIST at 0.3 from a zero start,
-    going on from the masked weights ended at 34 % under PGD-50-10, first weights in mid-schedule
-    at 45 %.)
+    has collapsed, puts the last good ones back and returns a gentler method. Where there are
+    none, since the network never was robust, the run starts afresh: first weights, and the
+    schedule over the updates that are left. (On MNIST at 0.3 from a zero start, going on from the
+    masked weights ended at 34 % under PGD-50-10, first weights in mid-schedule at 45 %.) If it
+    then still answers by chance after as many updates as had taught it more before, it does so
+    once more.
     """
 
     def __init__(self, images: int, classes: int) -> None:
@@ -102,8 +99,10 @@ class Recovery:
         by_chance = self._by_chance(found.clean) and self._by_chance(trained)
         if not by_chance and self.started is None:
             self.started = gone
-        late = gone >= SLOW_START * (gone + left) or gone >= (self.started or math.inf)
-        if not ((by_chance and late) or self._fell(robust) or self._masked(robust, trained)):
+        # begun anew and at chance where it had learned before: one-step training at a large eps
+        # begins with hundreds of updates at chance, and for some seeds stays there
+        stuck = by_chance and learner.begun > 0 and gone >= (self.started or math.inf)
+        if not (stuck or self._fell(robust) or self._masked(robust, trained)):
             if robust >= max(GOOD * self.best, MASKED * trained) and not by_chance:
                 self.good = {"update": learner.updates, **_weights(learner)}
             self.best = max(self.best, robust)
