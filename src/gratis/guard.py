@@ -79,7 +79,7 @@ class Recovery:
     def __init__(self, images: int, classes: int) -> None:
         self.images, self.classes = images, classes
         self.best = 0.0
-        self.started: int | None = None
+        self.started: int | None = None  # updates after which a check first found more than chance
         self.good: dict[str, Any] = {}
         self.changes: list[str] = []
 
