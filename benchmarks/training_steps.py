@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gratis import FastAdvProp, Free, Learner, Linf, Natural, PGDTraining, add_aux, fgsm_rs
 from gratis.nn import build_model
 from gratis.passes import Batch, Method
-from gratis.precision import has_bf16
+from gratis.precision import named
 
 EPS = 8 / 255
 STATISTICS = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2471, 0.2435, 0.2616]}
@@ -41,8 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if options.precision == "auto":
-        options.precision = "bf16" if has_bf16(device) else "fp32"
+    options.precision = named(options.precision, device)
     # Fast AdvProp loads more images, so that as many clean ones are in a batch (Mei 2022)
     loaded = round(options.batch / (1 - ADVPROP_SHARE))
     images = torch.rand(loaded, 3, 32, 32, device=device)

@@ -13,9 +13,10 @@ from gratis.cli import main
 from gratis.data import load
 from gratis.evaluate import robust_accuracy
 from gratis.recipe import from_plain
-from gratis.verify import Settings, Verifier, verify_run
+from gratis.verify import Verifier, verify_run
 from gratis.verify import record as records
 from tests.recipes import tiny
+from tests.verify_problems import BALL, SETTINGS, lines_of, trained_run
 
 
 def bent(classes, channels, image_size, width=4):
@@ -26,17 +27,7 @@ def bent(classes, channels, image_size, width=4):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    recipe = tiny("fgsm-rs", "method.ball.eps=0.1", passes=30)
-    return train.run(recipe, tmp_path_factory.mktemp("verify") / "run")
-
-
-BALL, SETTINGS = Linf(0.05), Settings(attack="cw-10", time_limit=5)
-
-
-def lines_of(run, name="linf-0.05.jsonl"):
-    return [json.loads(line) for line in (run.path / "verify" / name).read_text().splitlines()]
+    return trained_run(tmp_path_factory.mktemp("verify"), passes=30)
 
 
 def without_seconds(record):

@@ -4,27 +4,17 @@ import json
 from dataclasses import asdict, replace
 
 import pytest
-import torch
 
-from gratis import train
-from gratis.balls import Linf
 from gratis.cli import main
 from gratis.data import load
-from gratis.verify import Settings, check, image, record, verify_run
+from gratis.verify import check, image, record, verify_run
 from gratis.verify.solver import INTEGER, LINEAR
-from tests.recipes import tiny
-from tests.verify_problems import integers, linear
+from tests.verify_problems import BALL, SETTINGS, integers, linear, lines_of, trained_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    recipe = tiny("fgsm-rs", "method.ball.eps=0.1", passes=10)
-    return train.run(recipe, tmp_path_factory.mktemp("verify") / "run")
-
-
-BALL, SETTINGS = Linf(0.05), Settings(attack="cw-10", time_limit=5)
+    return trained_run(tmp_path_factory.mktemp("verify"), passes=10)
 
 
 @pytest.fixture
@@ -32,11 +22,6 @@ def images(run):
     for path in (run.path / "verify").glob("*"):
         path.unlink()
     return load("digits", "test")
-
-
-def lines_of(run):
-    text = (run.path / "verify" / "linf-0.05.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def undecided(run, *indices):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import time
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from scipy.optimize import linprog
 from torch import nn
 
+from gratis import train
 from gratis.balls import Linf
 from gratis.nn import Normalize
 from gratis.verify import Settings, Verifier, lowered
 from gratis.verify.bounds import Box, crown_bounds
 from gratis.verify.nodes import Problem
 from gratis.verify.solver import INTEGER, LINEAR
+from tests.recipes import tiny
 
 
 def tiny_net(seed, classes=3):
@@ -116,6 +119,21 @@ def conv_problem(seed, eps=0.1):
     network, x = lowered(net, IMAGE), torch.rand(1, *IMAGE)
     box = Box.around(x, eps)
     return Problem(network, box, 0, tuple(crown_bounds(network, box)))
+
+
+# --- a trained network's run and its records
+
+BALL, SETTINGS = Linf(0.05), Settings(attack="cw-10", time_limit=5)
+
+
+def trained_run(folder, passes):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    return train.run(tiny("fgsm-rs", "method.ball.eps=0.1", passes=passes), folder / "run")
+
+
+def lines_of(run, name="linf-0.05.jsonl"):
+    return [json.loads(line) for line in (run.path / "verify" / name).read_text().splitlines()]
 
 
 # --- solvers that may not be there
