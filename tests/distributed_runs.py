@@ -11,9 +11,9 @@ from gratis.distributed import joined
 from gratis.journal import DivergedError
 from gratis.methods import METHODS
 from gratis.passes import Batch, seeded
+from tests.dying import dies
 from tests.processes import start_together
 from tests.recipes import tiny
-from tests.test_train import Killed
 from tests.two_processes import (
     CPU,
     SETTINGS,
@@ -119,20 +119,8 @@ def trained(rank, folder):
     run = train.run(whole_recipe(), folder / "two", progress=progress)
     found["kind"], found["shown"] = type(run).__name__, len(shown)
     died = whole_recipe("engine.checkpoint_seconds=0")
-    original, calls = Learner.update, [0]
-
-    def killed(self, **kwargs):
-        calls[0] += 1
-        if calls[0] == 50:
-            raise Killed
-        return original(self, **kwargs)
-
-    Learner.update = killed
-    try:
+    with dies():
         train.run(died, folder / "died")
-    except Killed:
-        found["killed"] = True
-    Learner.update = original
     torch.manual_seed(99)
     train.run(died, folder / "died", resume=True)
     for method in ("fast-advprop", "yopo-2-1", "fgsm-rs"):  # 1,233 images: a last batch of 33

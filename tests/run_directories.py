@@ -23,10 +23,6 @@ def run(tmp_path: Path) -> Run:
         return made
 
 
-class KilledError(BaseException):
-    """Stands for SIGKILL: nothing of ours runs after it."""
-
-
 class Payload:
     def __init__(self, target: Path) -> None:
         self.target = target

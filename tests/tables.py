@@ -2,6 +2,9 @@
 
 from contextlib import contextmanager
 
+import pytest
+import yaml
+
 from gratis.recipe import from_plain
 from gratis.reproduce import papers
 from gratis.reproduce.rows import reproduce
@@ -25,6 +28,14 @@ def make(table, folder, scale="smoke", rows=(), given=()):
 def recipe(table, row, scale="paper", given=()):
     (chosen,) = TABLES[table].choose((row,))
     return from_plain(values(TABLES[table], chosen, scale, given))
+
+
+def assert_refused(text, before, after, said):
+    """The table of this text is read; with `before` become `after` it is answered as `said`."""
+    papers.table("t", yaml.safe_load(text))
+    assert before in text
+    with pytest.raises(ValueError, match=said):
+        papers.table("t", yaml.safe_load(text.replace(before, after, 1)))
 
 
 MINIMAL = """

@@ -11,7 +11,8 @@ import torch
 
 from gratis.checkpoint import DamagedCheckpointError, load_state, save_state
 from gratis.run import Run
-from tests.run_directories import KilledError, Payload, run
+from tests.dying import KilledError, dies
+from tests.run_directories import Payload, run
 
 __all__ = ["run"]  # a fixture, asked for by name
 
@@ -106,22 +107,10 @@ def test_both_damaged_names_both(run: Run) -> None:
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
-def test_a_crash_between_the_renames_loses_nothing(
-    run: Run, monkeypatch: pytest.MonkeyPatch, allowed: int
-) -> None:
+def test_a_crash_between_the_renames_loses_nothing(run: Run, allowed: int) -> None:
     save(run, 1, 2)
-    really, done = os.replace, []
-
-    def replace(source: Path, target: Path) -> None:
-        if len(done) == allowed:
-            raise KilledError
-        done.append(target)
-        really(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        with pytest.raises(KilledError):
-            save(run, 3)
+    with dies(allowed + 1, (os, "replace")):
+        save(run, 3)
     loaded, warnings = run.load_checkpoint()
     assert run.has_checkpoint
     assert loaded["updates"] == 2

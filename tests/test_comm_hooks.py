@@ -10,6 +10,7 @@ import torch
 from gratis.comm_hooks import in_parts
 from gratis.methods import METHODS
 from gratis.passes import seeded
+from tests.dying import assert_same
 from tests.exchanges import (
     CPU,
     NAMES,
@@ -25,7 +26,6 @@ from tests.exchanges import (
     together,
 )
 from tests.processes import start_together
-from tests.test_train import assert_same
 from tests.two_processes import build, needs_gloo
 
 pytestmark = needs_gloo

@@ -22,9 +22,9 @@ from gratis.run import Run
 from gratis.setting import build_loaders
 from gratis.training_data import count, training_data
 from tests.detection_recipes import of_tree
+from tests.dying import assert_same, final_state
 from tests.test_detection_data import changed, damage
 from tests.test_detection_streamed import assert_equal, root
-from tests.test_train import assert_same, final_state
 
 __all__ = ["root"]  # a fixture, asked for by name
 

@@ -15,7 +15,7 @@ from gratis.report import write_report
 from gratis.run import Run
 from tests.coco_trees import small, turned_boxes
 from tests.detection_recipes import tiny
-from tests.test_train import assert_same, final_state
+from tests.dying import assert_same, final_state
 from tests.two_processes import become, needs_gloo
 
 

@@ -9,7 +9,7 @@ from gratis.distributed import Processes, joined
 from gratis.methods import METHODS
 from gratis.passes import Batch, seeded
 from tests.distributed_runs import fitted, folder, found
-from tests.test_train import assert_same
+from tests.dying import assert_same
 from tests.two_processes import BATCHES, CPU, LOCAL, WORLD, needs_gloo, of
 
 __all__ = ["folder", "found"]  # fixtures, asked for by name

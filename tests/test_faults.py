@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from gratis.run import Run
-from tests.test_train import assert_same, final_state
+from tests.dying import assert_same, final_state
 from tests.two_processes import needs_gloo, whole_recipe
 
 pytestmark = [needs_gloo, pytest.mark.slow]

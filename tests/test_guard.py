@@ -9,9 +9,9 @@ from gratis.guard import Checker, EarlyStop, Outcome, Recovery
 from gratis.passes import Batch
 from gratis.setting import network
 from gratis.training_data import training_data
+from tests.dying import assert_same, dies, final_state
 from tests.recipes import tiny
 from tests.small_net import sgd, small_net, some_batches, weights
-from tests.test_train import assert_same, final_state
 
 
 def stepped(learner, times=1):
@@ -210,17 +210,9 @@ def whole(tmp_path_factory):
 def test_a_guarded_run_resumes_bitwise(tmp_path, monkeypatch, whole, stop):
     """Killed before, between and after two collapses; the changes so far must come back."""
     recipe = twice_collapsing()
-    update = Learner.update
     with monkeypatch.context() as patch:
         outcomes(patch, ROBUST)
-
-        def dying(self, **how):
-            if self.updates == stop:
-                raise KeyboardInterrupt
-            update(self, **how)
-
-        patch.setattr(Learner, "update", dying)
-        with pytest.raises(KeyboardInterrupt):
+        with dies(stop + 1):
             train.run(recipe, tmp_path / "died")
     with monkeypatch.context() as patch:
         done = final_state(tmp_path / "died")["checked"]["probes"] // 5

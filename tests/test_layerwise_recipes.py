@@ -1,11 +1,9 @@
 """LARS and LAMB by name: their options in recipes, learning, and going on."""
 
 import pytest
-import torch
 
-from gratis import Learner, Natural, train
+from gratis import train
 from gratis.optim import LAMB, LARS, build_optimizer
-from gratis.passes import Batch
 from tests.recipes import tiny
 from tests.test_layerwise import network
 
@@ -53,28 +51,3 @@ def test_a_recipe_learns_with_it(name: str, rate: float, tmp_path) -> None:
     assert max(rates) == pytest.approx(2**0.5 * rate)  # batches of 100
     epochs = [record for record in log if record["kind"] == "epoch"]
     assert epochs[-1]["train_loss"] < 0.8 * epochs[0]["train_loss"]
-
-
-@pytest.mark.parametrize("name", ["lars", "lamb"])
-def test_going_on_from_a_saved_state_is_bitwise(name: str, tmp_path) -> None:
-    def learner() -> Learner:
-        model = network()
-        optimizer = build_optimizer(
-            model, name, learning_rate=0.5, layerwise="weights",
-            **({"bias_correction": True} if name == "lamb" else {}),
-        )  # fmt: skip
-        return Learner(model, optimizer, channels_last=True, seed=0)
-
-    batches = [Batch(torch.rand(8, 3, 8, 8), torch.arange(8)) for _ in range(4)]
-    straight, first, second = learner(), learner(), learner()
-    for batch in batches:
-        straight.fit(Natural(), batch)
-    for batch in batches[:2]:
-        first.fit(Natural(), batch)
-    torch.save(first.state(), tmp_path / "state.pt")
-    second.load_state(torch.load(tmp_path / "state.pt"))
-    for batch in batches[2:]:
-        second.fit(Natural(), batch)
-    for ours, theirs in zip(second.model.parameters(), straight.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    assert not torch.equal(straight.model[0].weight, network()[0].weight)

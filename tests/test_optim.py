@@ -1,6 +1,8 @@
 """Optimizers by name; schedules have a file of their own."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,24 +76,6 @@ def test_muon_can_spare_norms_and_biases() -> None:
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.5, 0.5, 0.0]
 
 
-def test_muon_goes_on_from_a_saved_state_bitwise() -> None:
-    def learner() -> Learner:
-        model = network()
-        return Learner(model, build_optimizer(model, "muon", learning_rate=0.05), seed=0)
-
-    batches = [Batch(torch.rand(8, 3, 8, 8), torch.arange(8)) for _ in range(4)]
-    straight, first, second = learner(), learner(), learner()
-    for batch in batches:
-        straight.fit(Natural(), batch)
-    for batch in batches[:2]:
-        first.fit(Natural(), batch)
-    second.load_state(first.state())
-    for batch in batches[2:]:
-        second.fit(Natural(), batch)
-    for ours, theirs in zip(second.model.parameters(), straight.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
 def test_muon_without_timm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm.optim.muon", None)
     with pytest.raises(ValueError, match=r"pip install gratis\[timm\]"):
@@ -117,6 +101,40 @@ def test_muon_without_timm_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 def test_what_an_optimizer_would_ignore_is_refused(values, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Optimizer(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sgd", {}),
+        ("adam", {}),
+        ("adamw", {}),
+        ("muon", {}),
+        ("lars", {"layerwise": "weights"}),
+        ("lamb", {"layerwise": "weights", "bias_correction": True}),
+    ],
+)
+def test_going_on_from_a_saved_state_is_bitwise(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    def learner() -> Learner:
+        optimizer = build_optimizer(model := network(), name, learning_rate=0.05, **options)
+        return Learner(model, optimizer, channels_last=True, seed=0)
+
+    batches = [Batch(torch.rand(8, 3, 8, 8), torch.arange(8)) for _ in range(4)]
+    straight, first, second = learner(), learner(), learner()
+    for batch in batches:
+        straight.fit(Natural(), batch)
+    for batch in batches[:2]:
+        first.fit(Natural(), batch)
+    torch.save(first.state(), tmp_path / "state.pt")
+    second.load_state(torch.load(tmp_path / "state.pt"))
+    for batch in batches[2:]:
+        second.fit(Natural(), batch)
+    for ours, theirs in zip(second.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    for theirs, untrained in zip(straight.model.parameters(), network().parameters(), strict=True):
+        assert not torch.equal(theirs, untrained)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon", "lars", "lamb"])

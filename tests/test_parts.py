@@ -15,8 +15,8 @@ from gratis.nn.batchnorm import PartsStatistics
 from gratis.passes import Batch, seeded
 from gratis.run import Run
 from gratis.setting import parts_of_batch
+from tests.dying import assert_same, dies, final_state
 from tests.recipes import tiny
-from tests.test_train import assert_same, dies, final_state
 from tests.two_processes import (
     BATCHES,
     LOCAL,

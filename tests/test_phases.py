@@ -17,8 +17,8 @@ from gratis.run import Run
 from gratis.setting import learner
 from gratis.training import Training
 from gratis.training_data import training_data
+from tests.dying import assert_same, dies, final_state
 from tests.recipes import tiny
-from tests.test_train import assert_same, dies, final_state
 
 PHASES = (
     "phases=[{share: 0.5, stored: 20, image_size: 8, batch_size: 10}, {share: 0.25}, "

@@ -7,8 +7,8 @@ from torch import nn
 from gratis import Learner
 from gratis.comm_hooks import in_parts
 from gratis.quantiser import dequantise, message_bytes, pack, quantise, unpack
+from tests.dying import assert_same
 from tests.exchanges import STEPS, stream, there_and_back
-from tests.test_train import assert_same
 from tests.two_processes import needs_gloo
 
 pytestmark = needs_gloo

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gratis.run import Run, RunInUseError
-from tests.run_directories import RECIPE, KilledError, Payload, run
+from tests.dying import dies
+from tests.run_directories import RECIPE, Payload, run
 
 __all__ = ["run"]  # a fixture, asked for by name
 
@@ -177,16 +178,10 @@ def test_a_run_that_began_meanwhile_is_not_taken_for_an_empty_directory(
 # --- results
 
 
-def test_results_are_whole_or_absent(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_whole_or_absent(run: Run) -> None:
     run.write_results({"evaluations": [1]})
-
-    def die(*_: object) -> None:
-        raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", die)
-        with pytest.raises(KilledError):
-            run.write_results({"evaluations": [1, 2]})
+    with dies(1, (os, "replace")):
+        run.write_results({"evaluations": [1, 2]})
     assert run.results == {"evaluations": [1]}
 
 

@@ -21,29 +21,10 @@ from gratis.learner import Learner
 from gratis.run import Run, RunInUseError
 from gratis.setting import network
 from gratis.training_data import training_data
+from tests.dying import assert_same, dies, final_state
 from tests.recipes import tiny
 
 METHODS = ["natural", "fgsm-rs", "fgsm", "free-3", "pgd-2"]
-
-
-def final_state(directory):
-    return torch.load(directory / "checkpoints" / "last.pt", weights_only=True)
-
-
-def assert_same(one, other, path=""):
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), path
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        for key in one:
-            if key != "seconds":
-                assert_same(one[key], other[key], f"{path}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        for place, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{path}[{place}]")
-    else:
-        assert one == other, path
 
 
 def test_the_run_directory_holds_the_whole_truth(tmp_path):
@@ -114,47 +95,6 @@ def test_own_loop_is_bitwise_our_trainer(tmp_path, method):
     assert_same(final_state(run.path)["model"], dict(model.state_dict()))
 
 
-class Killed(BaseException):
-    """Stands for a process that ends here and now."""
-
-
-class dies:  # noqa: N801
-    """Within it, the update number `at` is the process's last."""
-
-    def __init__(self, at=50):
-        self.at = at
-
-    def __enter__(self):
-        self.original, calls = Learner.update, [0]
-
-        def update(learner, **kwargs):
-            calls[0] += 1
-            if calls[0] == self.at:
-                raise Killed
-            return self.original(learner, **kwargs)
-
-        Learner.update = update
-
-    def __exit__(self, kind, *_):
-        Learner.update = self.original
-        return kind is Killed
-
-
-def interrupt(monkeypatch, where, at):
-    """Let the `at`-th call of `where` end the process."""
-    calls = [0]
-    owner, name = where
-    original = getattr(owner, name)
-
-    def counted(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == at:
-            raise Killed
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, counted)
-
-
 def mortal(method):
     return tiny(method, "engine.checkpoint_seconds=0", "engine.ema=0.9", passes=2.5)
 
@@ -184,14 +124,10 @@ def whole(tmp_path_factory):
     ],
     ids=lambda value: value if isinstance(value, int) else value[1],
 )
-def test_a_run_that_died_anywhere_ends_bitwise_the_same(
-    tmp_path, monkeypatch, whole, method, where, at
-):
+def test_a_run_that_died_anywhere_ends_bitwise_the_same(tmp_path, whole, method, where, at):
     recipe, intact = mortal(method), whole(method)
-    with monkeypatch.context() as patch:
-        interrupt(patch, where, at)
-        with pytest.raises(Killed):
-            train.run(recipe, tmp_path / "died")
+    with dies(at, where):
+        train.run(recipe, tmp_path / "died")
     torch.manual_seed(99)  # a new process knows nothing of the old one's generators
     train.run(recipe, tmp_path / "died", resume=True)
     assert_same(final_state(intact), final_state(tmp_path / "died"))
@@ -245,12 +181,10 @@ def test_kill_9_at_random_moments(tmp_path, method):
     assert_same(final_state(tmp_path / "whole"), final_state(tmp_path / "died"))
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_used(tmp_path, monkeypatch, whole):
+def test_a_truncated_checkpoint_is_named_and_the_one_before_used(tmp_path, whole):
     recipe, intact = mortal("free-3"), whole("free-3")
-    with monkeypatch.context() as patch:
-        interrupt(patch, (Learner, "update"), 20)
-        with pytest.raises(Killed):
-            train.run(recipe, tmp_path / "died")
+    with dies(20):
+        train.run(recipe, tmp_path / "died")
     last = tmp_path / "died" / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:-1000])
     run = train.run(recipe, tmp_path / "died", resume=True)

@@ -10,8 +10,8 @@ from gratis import recipe, train
 from gratis.journal import DivergedError
 from gratis.setting import network
 from gratis.training_data import training_data
+from tests.dying import final_state
 from tests.recipes import tiny
-from tests.test_train import final_state
 
 
 @pytest.mark.data

@@ -9,7 +9,6 @@ from torch import nn
 
 from gratis import Learner, Linf, add_aux, fgsm_rs, train
 from gratis.guard import Outcome, Recovery
-from gratis.learner import Learner as Engine
 from gratis.nn import group_norms
 from gratis.nn.freezing import behind_normalize, freeze, head_of
 from gratis.passes import Batch
@@ -19,9 +18,9 @@ from gratis.setting import build_loaders, learner, network, planned
 from gratis.training_data import training_data
 from gratis.transfer import begin
 from gratis.weights import sha256, weights_of
+from tests.dying import assert_same, dies, final_state
 from tests.recipes import tiny
 from tests.small_net import small_net, some_batches
-from tests.test_train import Killed, assert_same, final_state, interrupt
 
 SHORT = "evaluation={attacks: [pgd-1], limit: 4}"
 HEAD = ("11.weight", "11.bias")
@@ -274,16 +273,14 @@ def test_a_collapse_restores_the_start(source):
     assert_same(dict(engine.model.state_dict()), averaged(source))
 
 
-def test_resuming_needs_no_source_and_the_log_says_what_it_was(tmp_path, monkeypatch, source):
+def test_resuming_needs_no_source_and_the_log_says_what_it_was(tmp_path, source):
     path = tmp_path / "source"
     path.symlink_to(source.path)
     start = (f"model.start={path}", "model.new_head=true", "model.freeze=['0']")
     recipe = tiny("fgsm-rs", SHORT, *start, "engine.checkpoint_seconds=0")
     whole = train.run(recipe, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupt(patch, (Engine, "update"), 15)
-        with pytest.raises(Killed):
-            train.run(recipe, tmp_path / "cut")
+    with dies(15):
+        train.run(recipe, tmp_path / "cut")
     path.unlink()
     cut = train.run(recipe, tmp_path / "cut", resume=True)
     assert_same(final_state(whole.path), final_state(cut.path))

@@ -19,9 +19,9 @@ from gratis.report import write_report
 from gratis.setting import build_loaders, planned
 from gratis.tasks import NO_LABEL, Classification
 from gratis.training_data import training_data
+from tests.dying import assert_same, dies, final_state
 from tests.recipes import tiny
 from tests.small_net import small_net
-from tests.test_train import Killed, assert_same, final_state, interrupt
 
 FEW = ("data.labels=300", "data.holdout=60", "data.batch_size=20")
 """240 labelled images to train on and 997 without labels."""
@@ -178,16 +178,14 @@ def test_pseudo_labels_are_the_models_answers_and_are_logged(tmp_path, teacher):
 
 
 @pytest.mark.parametrize("pseudo", [False, True])
-def test_resuming_is_bitwise_and_asks_no_teacher_again(tmp_path, monkeypatch, teacher, pseudo):
+def test_resuming_is_bitwise_and_asks_no_teacher_again(tmp_path, teacher, pseudo):
     path = tmp_path / "teacher"
     path.symlink_to(teacher.path)
     labels = [f"data.unlabelled.pseudo={path}"] if pseudo else []
     recipe = tiny("trades-2", *FEW, *labels, SHORT, "engine.checkpoint_seconds=0", passes=7)
     whole = train.run(recipe, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupt(patch, (Engine, "update"), 15)
-        with pytest.raises(Killed):
-            train.run(recipe, tmp_path / "cut")
+    with dies(15):
+        train.run(recipe, tmp_path / "cut")
     path.unlink()
     cut = train.run(recipe, tmp_path / "cut", resume=True)
     assert_same(final_state(whole.path), final_state(cut.path))

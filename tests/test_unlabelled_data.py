@@ -7,8 +7,8 @@ from gratis.data import Images, Loader, Unlabelled, load
 from gratis.data.unlabelled import keep_labels, mixed_order, together
 from gratis.tasks import NO_LABEL
 from gratis.training_data import training_data
+from tests.dying import assert_same
 from tests.recipes import tiny
-from tests.test_train import assert_same
 from tests.test_unlabelled import FEW
 
 

@@ -19,11 +19,11 @@ from gratis.evaluate import robustness
 from gratis.nn import add_aux, group_norms, sync_norms
 from gratis.passes import Batch
 from gratis.run import Run
+from tests.dying import dies, final_state
 from tests.processes import start_together
 from tests.recipes import tiny
 from tests.small_net import small_net
 from tests.test_parts import learned
-from tests.test_train import dies, final_state
 from tests.two_processes import (
     CPU,
     SEED,

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from gratis.report.runs import RunView
-from gratis.report.values import NOTHING, listed
+from gratis.report.values import NOTHING, by_severity, listed
 from gratis.run import Record
 
 FIGURES = {
@@ -109,18 +109,8 @@ def facts(entry: Record) -> list[tuple[str, str]]:
 
 def table(entry: Record) -> Record:
     """mAP by corruption (rows) and severity, and their mean."""
-    severities = sorted({severity for row in entry["maps"].values() for severity in row})
-    return {
-        "severities": severities,
-        "rows": [
-            {
-                "name": name.replace("_", " "),
-                "cells": [row.get(severity) for severity in severities],
-                "mean": sum(row.values()) / len(row),
-            }
-            for name, row in entry["maps"].items()
-        ],
-    }
+    means = {name: sum(row.values()) / len(row) for name, row in entry["maps"].items()}
+    return by_severity(entry["maps"], mean=means)
 
 
 def command(view: RunView, entry: Record) -> list[str]:

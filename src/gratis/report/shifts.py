@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from gratis.report.detection import is_coco_c
 from gratis.report.runs import RunView
-from gratis.report.values import listed, percent
+from gratis.report.values import by_severity, listed, percent
 from gratis.run import Record
 
 NAMES = {
@@ -116,20 +116,8 @@ def _cells(entry: Record) -> list[Record]:
 
 def table(entry: Record) -> Record:
     """Errors by corruption (rows) and severity; their mean; CE where there is one."""
-    severities = sorted({severity for row in entry["cells"].values() for severity in row})
-    return {
-        "severities": severities,
-        "rows": [
-            {
-                "name": name.replace("_", " "),
-                "cells": [row.get(severity) for severity in severities],
-                "mean": entry["corruptions"][name],
-                "ce": entry.get("ce", {}).get(name),
-            }
-            for name, row in entry["cells"].items()
-        ],
-        "normalised": "ce" in entry,
-    }
+    found = by_severity(entry["cells"], mean=entry["corruptions"], ce=entry.get("ce", {}))
+    return {**found, "normalised": "ce" in entry}
 
 
 def command(view: RunView, entry: Record) -> str:

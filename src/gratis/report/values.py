@@ -1,6 +1,7 @@
 """How values are written on the pages, and the templates that write them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -99,3 +100,23 @@ def environment() -> Environment:
     for write in (*writers, parameters, protocol):
         pages.filters[write.__name__] = write
     return pages
+
+
+def by_severity(cells: Mapping[str, Mapping[str, Any]], **columns: Mapping[str, Any]) -> Record:
+    """A table of corruptions (rows) and their severities, from {corruption: {severity: cell}}.
+
+    columns: what else stands in a row under that name, {corruption: value}.  A cell or value that
+    there is none of is None.
+    """
+    severities = sorted({severity for row in cells.values() for severity in row})
+    return {
+        "severities": severities,
+        "rows": [
+            {
+                "name": name.replace("_", " "),
+                "cells": [row.get(severity) for severity in severities],
+                **{head: column.get(name) for head, column in columns.items()},
+            }
+            for name, row in cells.items()
+        ],
+    }
