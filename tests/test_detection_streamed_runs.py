@@ -22,7 +22,7 @@ from gratis.run import Run
 from gratis.setting import build_loaders
 from gratis.training_data import count, training_data
 from tests.detection_recipes import of_tree
-from tests.dying import assert_same, final_state
+from tests.dying import assert_same, dies, final_state
 from tests.test_detection_data import changed, damage
 from tests.test_detection_streamed import assert_equal, root
 
@@ -45,23 +45,13 @@ def test_a_streamed_run_is_that_in_memory(root: Path, tmp_path: Path) -> None:
     assert on_disk.results["detection"] | same == held.results["detection"] | same
 
 
-def test_a_run_that_was_interrupted_goes_on_bitwise(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_interrupted_goes_on_bitwise(root: Path, tmp_path: Path) -> None:
     settings = ("method.adversarial=0.25", "engine.checkpoint_seconds=0", "data.workers=2")
     recipe = of_tree(root, *settings, method="fast-advprop", passes=2.5)
     whole = train.run(recipe, tmp_path / "whole")
-    saved, out = Run.save_checkpoint, tmp_path / "parts"
-
-    def stop(self: Run, name: str, state: dict[str, Any]) -> None:
-        saved(self, name, state)
-        if state["updates"] == 4:  # in the middle of the second epoch
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "save_checkpoint", stop)
-    with pytest.raises(KeyboardInterrupt):
+    out = tmp_path / "parts"
+    with dies(5):  # after 4 updates, in the middle of the second epoch
         train.run(recipe, out)
-    monkeypatch.undo()
     train.run(recipe, out, resume=True)
     assert_same(final_state(whole.path), final_state(out))
     assert whole.results is not None

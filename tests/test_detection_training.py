@@ -2,7 +2,6 @@
 
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from gratis.report import write_report
 from gratis.run import Run
 from tests.coco_trees import small, turned_boxes
 from tests.detection_recipes import tiny
-from tests.dying import assert_same, final_state
+from tests.dying import assert_same, dies, final_state
 from tests.two_processes import become, needs_gloo
 
 
@@ -34,22 +33,12 @@ def test_the_budget_is_predicted_exactly(tmp_path: Path, method: str, settings: 
     assert 0 < budget["predicted_passes"] == budget["metered_passes"] <= 0.9
 
 
-def test_a_run_that_was_interrupted_goes_on_bitwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_interrupted_goes_on_bitwise(tmp_path: Path) -> None:
     recipe = tiny("fast-advprop", "method.adversarial=0.25", "engine.checkpoint_seconds=0")
     whole = train.run(recipe, tmp_path / "whole")
-    saved, out = Run.save_checkpoint, tmp_path / "parts"
-
-    def stop(self: Run, name: str, state: dict[str, Any]) -> None:
-        saved(self, name, state)
-        if state["updates"] == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "save_checkpoint", stop)
-    with pytest.raises(KeyboardInterrupt):
+    out = tmp_path / "parts"
+    with dies(3):
         train.run(recipe, out)
-    monkeypatch.undo()
     resumed = train.run(recipe, out, resume=True)
     assert_same(final_state(tmp_path / "whole"), final_state(out))
     assert resumed.results is not None

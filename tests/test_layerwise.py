@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gratis.optim import LAMB, LARS
+from tests.small_net import conv_and_linear
 
 BOTH = pytest.mark.parametrize("optimizer", [LARS, LAMB])
 
@@ -24,13 +25,6 @@ def after(make, w: Tensor, *gradients: Tensor) -> Tensor:
         w.grad = gradient.clone()
         optimizer.step()
     return w.detach()
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
-    )
 
 
 # --- closed forms
@@ -96,7 +90,7 @@ def test_lamb_corrects_each_weight_by_its_own_count_of_steps() -> None:
 
 
 def stepped(make, steps: int = 4) -> list[Tensor]:
-    model = network().double()
+    model = conv_and_linear().double()
     optimizer = make(model.parameters())
     for step in range(steps):
         torch.manual_seed(step)

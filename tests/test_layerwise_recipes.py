@@ -1,11 +1,11 @@
-"""LARS and LAMB by name: their options in recipes, learning, and going on."""
+"""LARS and LAMB by name: their options in recipes, and learning."""
 
 import pytest
 
 from gratis import train
 from gratis.optim import LAMB, LARS, build_optimizer
 from tests.recipes import tiny
-from tests.test_layerwise import network
+from tests.small_net import conv_and_linear
 
 
 @pytest.mark.parametrize("name", ["lars", "lamb"])
@@ -13,7 +13,12 @@ from tests.test_layerwise import network
 @pytest.mark.parametrize("layerwise", ["all", "weights"])
 def test_norms_and_biases_are_spared_each_way(name: str, decay: str, layerwise: str) -> None:
     optimizer = build_optimizer(
-        network(), name, learning_rate=0.1, weight_decay=0.5, decay=decay, layerwise=layerwise
+        conv_and_linear(),
+        name,
+        learning_rate=0.1,
+        weight_decay=0.5,
+        decay=decay,
+        layerwise=layerwise,
     )
     said = {
         p.ndim > 1: (group["weight_decay"], group["layerwise"])
@@ -26,11 +31,11 @@ def test_norms_and_biases_are_spared_each_way(name: str, decay: str, layerwise: 
 
 
 def test_names_and_options_reach_the_optimizers() -> None:
-    lars = build_optimizer(network(), "lars", learning_rate=0.3, momentum=0.7)
+    lars = build_optimizer(conv_and_linear(), "lars", learning_rate=0.3, momentum=0.7)
     assert isinstance(lars, LARS)
     assert (lars.defaults["lr"], lars.defaults["momentum"]) == (0.3, 0.7)
     lamb = build_optimizer(
-        network(), "lamb", learning_rate=0.3, momentum=0.7, bias_correction=True,
+        conv_and_linear(), "lamb", learning_rate=0.3, momentum=0.7, bias_correction=True,
         weight_norm_clip=None,
     )  # fmt: skip
     assert isinstance(lamb, LAMB)

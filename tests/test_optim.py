@@ -17,17 +17,11 @@ from gratis.recipe import from_plain
 from gratis.sections import Optimizer
 from gratis.setting import learner
 from tests.recipes import tiny
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
-    )
+from tests.small_net import conv_and_linear
 
 
 def test_weight_decay_can_spare_norms_and_biases() -> None:
-    model = network()
+    model = conv_and_linear()
     optimizer = build_optimizer(model, "sgd", learning_rate=0.1, weight_decay=0.5, decay="weights")
     decayed, spared = optimizer.param_groups
     assert [p.ndim for p in decayed["params"]] == [4, 2]
@@ -36,7 +30,7 @@ def test_weight_decay_can_spare_norms_and_biases() -> None:
 
 
 def test_muon_steps_convolutions_by_orthogonal_matrices() -> None:
-    model = network()
+    model = conv_and_linear()
     conv = model[0]
     assert isinstance(conv, nn.Conv2d)
     before = conv.weight.detach().clone()
@@ -54,7 +48,7 @@ def test_muon_steps_convolutions_by_orthogonal_matrices() -> None:
 
 def test_muon_takes_the_rest_at_a_share_of_the_rate() -> None:
     def moved(fallback: float) -> float:
-        model = network()
+        model = conv_and_linear()
         linear = model[-1]
         assert isinstance(linear, nn.Linear)
         before = linear.weight.detach().clone()
@@ -71,7 +65,7 @@ def test_muon_takes_the_rest_at_a_share_of_the_rate() -> None:
 
 def test_muon_can_spare_norms_and_biases() -> None:
     optimizer = build_optimizer(
-        network(), "muon", learning_rate=0.1, weight_decay=0.5, decay="weights"
+        conv_and_linear(), "muon", learning_rate=0.1, weight_decay=0.5, decay="weights"
     )
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.5, 0.5, 0.0]
 
@@ -79,7 +73,7 @@ def test_muon_can_spare_norms_and_biases() -> None:
 def test_muon_without_timm_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm.optim.muon", None)
     with pytest.raises(ValueError, match=r"pip install gratis\[timm\]"):
-        build_optimizer(network(), "muon", learning_rate=0.1)
+        build_optimizer(conv_and_linear(), "muon", learning_rate=0.1)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +112,7 @@ def test_going_on_from_a_saved_state_is_bitwise(
     name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     def learner() -> Learner:
-        optimizer = build_optimizer(model := network(), name, learning_rate=0.05, **options)
+        optimizer = build_optimizer(model := conv_and_linear(), name, learning_rate=0.05, **options)
         return Learner(model, optimizer, channels_last=True, seed=0)
 
     batches = [Batch(torch.rand(8, 3, 8, 8), torch.arange(8)) for _ in range(4)]
@@ -133,8 +127,9 @@ def test_going_on_from_a_saved_state_is_bitwise(
         second.fit(Natural(), batch)
     for ours, theirs in zip(second.model.parameters(), straight.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    for theirs, untrained in zip(straight.model.parameters(), network().parameters(), strict=True):
-        assert not torch.equal(theirs, untrained)
+    untrained = conv_and_linear().parameters()
+    for theirs, at_first in zip(straight.model.parameters(), untrained, strict=True):
+        assert not torch.equal(theirs, at_first)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "muon", "lars", "lamb"])
@@ -148,7 +143,7 @@ def test_a_recipes_choices_reach_its_optimizer() -> None:
         "natural", "optimizer.name=lamb", "optimizer.layerwise=weights",
         "optimizer.bias_correction=true", "optimizer.weight_norm_clip=null",
     )  # fmt: skip
-    weights, spared = learner(recipe, network(), Plan(10, 0)).optimizer.param_groups
+    weights, spared = learner(recipe, conv_and_linear(), Plan(10, 0)).optimizer.param_groups
     assert (weights["layerwise"], spared["layerwise"]) == (True, False)
     assert weights["bias_correction"]
     assert weights["weight_norm_clip"] is None

@@ -15,6 +15,7 @@ from gratis.evaluate import robust_accuracy
 from gratis.recipe import from_plain
 from gratis.verify import Verifier, verify_run
 from gratis.verify import record as records
+from tests.dying import dies
 from tests.recipes import tiny
 from tests.verify_problems import BALL, SETTINGS, lines_of, trained_run
 
@@ -67,7 +68,7 @@ def test_no_attack_breaks_what_is_safe(run):
 
 
 @pytest.mark.usefixtures("few_steps")
-def test_resumed_equals_whole(run, tmp_path, monkeypatch):
+def test_resumed_equals_whole(run):
     images = load("digits", "test")
     path = run.path / "verify" / "linf-0.05.jsonl"
     path.unlink(missing_ok=True)
@@ -75,18 +76,8 @@ def test_resumed_equals_whole(run, tmp_path, monkeypatch):
     expected = [without_seconds(r) for r in lines_of(run)]
     path.unlink()
 
-    original, done = Verifier.verdict, []
-
-    def interrupted(self, *given):
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append(1)
-        return original(self, *given)
-
-    monkeypatch.setattr(Verifier, "verdict", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with dies(4, (Verifier, "verdict")):
         verify_run(run, BALL, SETTINGS, limit=7, images=images)
-    monkeypatch.undo()
     assert len(lines_of(run)) == 3
     with path.open("a") as file:
         file.write('{"question": "torn')

@@ -87,21 +87,6 @@ def listed(texts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
-def environment() -> Environment:
-    """The pages' templates, and the filters that write values as they do."""
-    pages = Environment(
-        loader=PackageLoader("gratis", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    writers = (percent, passes, duration, counted, radius, threat, images, numbers)
-    for write in (*writers, parameters, protocol):
-        pages.filters[write.__name__] = write
-    return pages
-
-
 def by_severity(cells: Mapping[str, Mapping[str, Any]], **columns: Mapping[str, Any]) -> Record:
     """A table of corruptions (rows) and their severities, from {corruption: {severity: cell}}.
 
@@ -120,3 +105,18 @@ def by_severity(cells: Mapping[str, Mapping[str, Any]], **columns: Mapping[str, 
             for name, row in cells.items()
         ],
     }
+
+
+def environment() -> Environment:
+    """The pages' templates, and the filters that write values as they do."""
+    pages = Environment(
+        loader=PackageLoader("gratis", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    writers = (percent, passes, duration, counted, radius, threat, images, numbers)
+    for write in (*writers, parameters, protocol):
+        pages.filters[write.__name__] = write
+    return pages
