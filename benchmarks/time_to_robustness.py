@@ -8,8 +8,9 @@ quick-cifar10; `published` is the recipe of Wong 2020 (`cifar10`: PreActResNet18
 the same seconds on the same engine, its schedule over what they pay for; `--plain` adds that
 recipe with its own 15 epochs in plain PyTorch, timed for the ratio. How many passes the seconds
 pay for is found by timing a few updates before. Seconds run from the first update to the last;
-checks and evaluation are left out, start-up and compiling stand beside them. Runs that are
-there are not done again. No test image takes part in any choice: the last weights are evaluated.
+checks and evaluation are left out, start-up, compiling and trying graphs stand beside them. Runs
+that are there are not done again. No test image takes part in any choice: the last weights are
+evaluated.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from measuring import setting
 from torch import Tensor
 
-from gratis import Linf, robust_accuracy, train
+from gratis import Linf, capturing, robust_accuracy, train
 from gratis import recipe as recipes
 from gratis.data import Loader
 from gratis.passes import Batch
@@ -82,6 +83,7 @@ def trained(options: argparse.Namespace, row: str, minutes: float, seed: int) ->
             "check.every=5",
             f"evaluation.limit={options.images}",
             f"evaluation.attacks=[{options.attack}]",
+            "engine.graph=auto",
             *options.set,
         ]
         paid = affordable(recipes.load(ROWS[row], settings), 60 * minutes)
@@ -117,6 +119,14 @@ def affordable(recipe: Recipe, seconds: float) -> float:
     engine = learner(recipe, model, planned(recipe, [loader], method))
     if recipe.engine.compile == "on":
         engine.compile()
+    capturing.choose(
+        recipe.engine.graph,
+        engine,
+        method,
+        batch=lambda: next(loader.epoch(0)),
+        records=[],
+        record=lambda *_, **found: print(f"graphs: {found['reason']}", flush=True),
+    )
     taken: list[float] = []
     for x, y in loader.epoch(0):
         clock = time.perf_counter()

@@ -19,6 +19,7 @@ from gratis import (
     AdvProp,
     FastAdvProp,
     Free,
+    GradAlign,
     Learner,
     Linf,
     Natural,
@@ -125,6 +126,10 @@ def test_the_host_reads_nothing_while_it_learns(name: str, precision: str) -> No
     assert counted(METHODS[name][0](), precision).host_reads == 0
 
 
+def test_nor_does_it_for_a_regulariser() -> None:
+    assert counted(GradAlign(BALL)).host_reads == 0
+
+
 @each_method
 def test_few_bytes_are_copied(name: str) -> None:
     method, passes, probes = METHODS[name]
@@ -173,7 +178,7 @@ def test_keeping_casts_changes_nothing(method: Method, monkeypatch: pytest.Monke
         return model.state_dict()
 
     kept = learned()
-    monkeypatch.setattr("gratis.learner._casts_kept", nullcontext)
+    monkeypatch.setattr("gratis.learner.casts_kept", nullcontext)
     for name, value in learned().items():
         assert torch.equal(value, kept[name]), name
 

@@ -19,13 +19,14 @@ SOURCE = ROOT / "src" / "gratis"
 LAYERS = [
     {"names", "budget", "scaling", "balls", "losses", "figures", "checkpoint", "files", "launched"}
     | {"quantiser", "boxes"},
-    {"comm_hooks", "schema", "nn", "tasks", "run", "sections", "weights"},
+    {"comm_hooks", "schema", "nn", "tasks", "run", "sections", "weights", "casts"},
     {"optim", "data", "prober", "recipe", "report", "distributed"},
     {"passes", "training_data"},
     {"attacks"},
     {"methods", "evaluate"},
     {"learner"},
-    {"journal", "unfinished", "compiling", "precision"},
+    {"journal", "unfinished", "compiling", "precision", "graphs"},
+    {"capturing"},
     {"setting"},
     {"answers", "detection", "asked"},
     {"guard", "assess"},

@@ -25,6 +25,7 @@ from gratis import (
     n_fgsm,
 )
 from gratis.methods import METHODS
+from gratis.methods.gradalign import misalignment
 from gratis.passes import Batch
 from gratis.prober import Prober
 from tests.reference import loops
@@ -257,3 +258,17 @@ def test_start_is_cut_to_the_pixel_box_unless_told_otherwise():
         assert p.x.max() <= 1
     assert seen[True].min() >= 0
     assert seen[False].min() < -EPS / 2
+
+
+def test_images_without_a_gradient_say_nothing_of_alignment():
+    one = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1e-30, 1e-30]])
+    other = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2e-30, 2e-30]], requires_grad=True)
+    apart = misalignment(one, other)
+    assert apart.item() == pytest.approx((1 + 0) / 2)
+    (grad,) = torch.autograd.grad(apart, other)
+    assert grad.isfinite().all()
+    assert grad[0].tolist() == pytest.approx([-0.5, 0.0])
+    assert not grad[1].any()
+    nothing = misalignment(torch.zeros_like(one), other)
+    assert nothing.item() == 0
+    assert not torch.autograd.grad(nothing, other)[0].any()

@@ -1,7 +1,7 @@
 """The engine: a model and its optimizer; every backward pass and update happens here."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gratis.budget import Meter
+from gratis.casts import PRECISIONS, casts_kept
 from gratis.comm_hooks import exchange_named
 from gratis.distributed import Processes, Replica
 from gratis.nn.auxbn import equalise_speed, through
 from gratis.nn.batchnorm import PartsStatistics
 from gratis.nn.syncedbn import synced
+from gratis.optim import groups
 from gratis.passes import Batch, Method, Pass, seeded
 from gratis.prober import Prober
 from gratis.tasks import Classification, Task
 
-PRECISIONS: dict[str, torch.dtype | None] = {
-    "fp32": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+Schedule = Callable[[int, int], Mapping[str, float | Tensor]]
+"""(update counted from 0, update at which the schedule began) -> settings of an optimizer's groups
+({"lr": ...})."""
 
 
 @dataclass
@@ -41,8 +41,6 @@ class Metrics:
 class Learner:
     """Model + optimizer: `fit` feeds a method's passes through them, and counts the cost.
 
-    schedule: (update counted from 0, update at which the schedule began) -> settings for the
-    optimizer's groups ({"lr": ...}).
     precision: fp32, bf16, or fp16 with loss scaling (CUDA); inputs and their gradients are
     always fp32.  probe_norm: see Prober.  ema: decay of averaged weights, None for none.
     gradients: how they travel between processes, a name in gratis.comm_hooks.EXCHANGES.
@@ -54,7 +52,7 @@ class Learner:
         optimizer: torch.optim.Optimizer,
         task: Task | None = None,
         *,
-        schedule: Callable[[int, int], dict[str, float]] | None = None,
+        schedule: Schedule | None = None,
         precision: str = "fp32",
         probe_norm: str = "batch",
         channels_last: bool = False,
@@ -71,6 +69,8 @@ class Learner:
         self.probe = Prober(model, self.task.losses, norm=probe_norm, meter=self.spent)
         self.set_precision(precision)
         self.forward: Callable[[Tensor], Tensor] = self.model
+        self.learn: Callable[[Method, Batch, int | None], Metrics] = self.learn_now
+        self.loads = 0
         self.processes = Processes(self.device)
         self.replica = Replica(self.model, self.processes, exchange_named(gradients, seed or 0))
         self.seed = seed
@@ -85,8 +85,8 @@ class Learner:
         )
         self.updates = 0
         self.begun = 0
-        self._weights = {"main": 0.0, "aux": 0.0}
-        self._parts = 1
+        self.weighed = {"main": 0.0, "aux": 0.0}
+        self.parts = 1
         self._statistics = PartsStatistics()
         self._everyones = self.processes.everyones if self.processes.world > 1 else None
 
@@ -115,10 +115,10 @@ class Learner:
         """
         self.spent.passes += len(p.x)
         self.spent.extra += p.extra
-        if not any(self._weights.values()):
+        if not any(self.weighed.values()):
             self.optimizer.zero_grad(set_to_none=True)
-        self._weights[p.norm] += p.weight
-        self._parts = p.parts
+        self.weighed[p.norm] += p.weight
+        self.parts = p.parts
         self.replica.hook.update = self.updates
         with (
             self.replica.synced(p.update),
@@ -150,7 +150,7 @@ class Learner:
     def rate(self, update: int) -> float:
         """The learning rate of an update counted from 0."""
         if self.schedule is not None:
-            return self.schedule(update, self.begun)["lr"]
+            return float(self.schedule(update, self.begun)["lr"])
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self, *, equal_speed: bool = False) -> None:
@@ -159,15 +159,15 @@ class Learner:
         equal_speed: norms that saw a share of the update's loss learn as fast as shared layers.
         """
         if equal_speed:
-            total = sum(self._weights.values())
-            equalise_speed(self.model, *(weight / total for weight in self._weights.values()))
-        self._weights = {"main": 0.0, "aux": 0.0}
-        if self._parts > 1:
+            total = sum(self.weighed.values())
+            equalise_speed(self.model, *(weight / total for weight in self.weighed.values()))
+        self.weighed = {"main": 0.0, "aux": 0.0}
+        if self.parts > 1:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            torch._foreach_div_(gradients, self._parts)
+            torch._foreach_div_(gradients, self.parts)
         if self.schedule is not None:
             for group in self.optimizer.param_groups:
-                group.update(self.schedule(self.updates, self.begun))
+                groups.put(group, self.schedule(self.updates, self.begun))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
@@ -185,15 +185,29 @@ class Learner:
                 f"{type(method).__name__} uses gradients as they are, which fp16's loss scaling "
                 "would multiply; use precision bf16 or fp32"
             )
-        metrics = Metrics()
         batch = self.placed(batch)
         self.model.train()
         method.bind(self.model, batch.x)
+        return self.learn(method, batch, at_most)
+
+    def learn_now(
+        self,
+        method: Method,
+        batch: Batch,
+        at_most: int | None = None,
+        update: Callable[..., None] | None = None,
+    ) -> Metrics:
+        """What `fit` does with a batch that is placed, kernel by kernel.
+
+        update: in place of this learner's own.
+        """
+        update = update or self.update
+        metrics = Metrics()
         losses: list[Tensor] = []
         right: list[Tensor] = []
         labelled: list[Tensor] = []
         weights, images = 0.0, 0
-        with _casts_kept():
+        with casts_kept():
             for p in method.passes(batch, self.probe):
                 loss, correct = self.backward(p)
                 if correct is not None:  # else no answers were given: not the task's kind of loss
@@ -204,7 +218,7 @@ class Learner:
                     images += len(p.x)
                 if not p.update:
                     continue
-                self.update(equal_speed=method.equal_speed)
+                update(equal_speed=method.equal_speed)
                 metrics.losses.append(torch.stack(losses).sum() / weights)
                 metrics.correct.append(torch.stack(right).sum())
                 metrics.labelled.append(torch.stack(labelled).sum())
@@ -247,7 +261,7 @@ class Learner:
         """Everything that `load_state` needs to go on bitwise (tensors and plain values)."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": groups.saved(self.optimizer),
             "scaler": self.scaler.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "updates": self.updates,
@@ -272,7 +286,8 @@ class Learner:
     def load_weights(self, state: dict[str, Any]) -> None:
         """Weights, running statistics, averages and optimizer moments; not the position."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        groups.load(self.optimizer, state["optimizer"])
+        self.loads += 1
         if self.averaged is not None:
             self.averaged.load_state_dict(state["averaged"])
 
@@ -280,18 +295,3 @@ class Learner:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
-
-
-@contextmanager
-def _casts_kept() -> Iterator[None]:
-    """Within it autocast casts each weight once, for all probes and passes until it is cleared.
-
-    By itself it forgets its casts at the end of each forward. Autocast is not on in here: what
-    methods compute between passes is left in its own precision.
-    """
-    torch.autocast_increment_nesting()
-    try:
-        yield
-    finally:
-        if torch.autocast_decrement_nesting() == 0:
-            torch.clear_autocast_cache()

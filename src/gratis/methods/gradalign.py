@@ -102,10 +102,11 @@ class GradAlign(Method):
 def misalignment(one: Tensor, other: Tensor) -> Tensor:
     """1 - the mean cosine of the images' gradients [B, ...]; images where one is 0 do not count."""
     one, other = one.flatten(1), other.flatten(1)
-    told = (one.abs().amax(1) > 0) & (other.detach().abs().amax(1) > 0)
-    if not told.any():
-        return other.sum() * 0.0
-    # scaled first: squares of gradients this small would underflow
-    one = one[told] / one[told].abs().amax(1, keepdim=True)
-    other = other[told] / other[told].detach().abs().amax(1, keepdim=True)
-    return 1 - F.cosine_similarity(one, other).mean()
+    largest, others = one.abs().amax(1, keepdim=True), other.detach().abs().amax(1, keepdim=True)
+    told = (largest > 0) & (others > 0)
+    # scaled first: squares of gradients this small would underflow; where nothing is told 1s stand
+    # in, so that no value has to be asked for
+    one = torch.where(told, one / largest.where(told, 1), 1)
+    other = torch.where(told, other / others.where(told, 1), 1)
+    apart = told.flatten() * (1 - F.cosine_similarity(one, other))
+    return apart.sum() / told.sum().clamp(min=1)

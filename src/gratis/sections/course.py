@@ -151,6 +151,8 @@ class Engine:
     ema: decay of averaged weights per update; they are then what is checked and evaluated.
     compile: "auto" times a pass and a probe, compiled and not, before the first update and uses
     the faster; "on" does not ask. Both cost a minute or so, which the log states.
+    graph: on CUDA, whether batches are learned by replaying a recording of the kernels
+    (gratis.graphs): "auto" where a first try finds replays right and faster, "on" where right.
     parts: every batch is learned in so many equal parts, which the processes share out; each
     takes its parts one after the other, and batch norms see each part by itself. So the run stays
     the same run however many processes there are, one included. None for as many as begin it.
@@ -164,6 +166,7 @@ class Engine:
     probe_norm: Literal["batch", "tracked", "eval"] = "batch"
     ema: float | None = None
     compile: Literal["off", "auto", "on"] = "off"
+    graph: Literal["off", "auto", "on"] = "off"
     checkpoint_seconds: float = 30.0
     parts: int | None = None
     patience_seconds: float = 600.0

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gratis import capturing, compiling
 from gratis.assess import Progress, nowhere
 from gratis.budget import Meter, passes_of
-from gratis.compiling import choose
 from gratis.guard import Outcome, watchers
 from gratis.journal import Journal
 from gratis.methods.in_parts import InParts
@@ -67,10 +67,18 @@ class Training:
         take_up(self, saved, warnings, data.remarks)
         records = directory.log()
         settle(recipe.engine.precision, self.learner, records=records, record=journal.event)
-        choose(
+        compiling.choose(
             recipe.engine.compile,
             self.learner,
             batch=lambda: self._first_part(shares),
+            records=records,
+            record=journal.event,
+        )
+        capturing.choose(
+            recipe.engine.graph,
+            self.learner,
+            self.method,
+            batch=lambda: next(self.loader.epoch(0)),
             records=records,
             record=journal.event,
         )

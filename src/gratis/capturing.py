@@ -1,0 +1,187 @@
+"""Whether a run replays CUDA graphs: tried once, compared and measured, then kept."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gratis.graphs import Graphs, Recording, counts_kept
+from gratis.learner import Learner
+from gratis.passes import Batch, Method
+
+ROUNDS = 5
+GAIN = 1.03
+"""A graph is used where it is faster by this factor at least: less is within the noise."""
+NEAR = 0.1
+"""How far from where the kernels lead a replay may end, as a share of the way there. Sums that a
+card adds up in another order each time change the signs of gradients near 0; what is drawn or
+set anew for each batch, but was recorded as a constant, changes far more."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """used: whether graphs are.  eager, replayed: median milliseconds of learning from one batch.
+    apart: by how much the weights that either reached differ, as a share of the way to them.
+    seconds: what finding out cost.  reason: in words.
+    """
+
+    used: bool
+    reason: str
+    eager: float | None = None
+    replayed: float | None = None
+    apart: float | None = None
+    seconds: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """For the log."""
+        return asdict(self)
+
+
+def choose(
+    mode: str,
+    learner: Learner,
+    method: Method,
+    *,
+    batch: Callable[[], tuple[Tensor, Tensor]],
+    records: Iterable[Mapping[str, Any]],
+    record: Callable[..., None],
+) -> None:
+    """Let `learner` replay graphs where the mode says "on", or "auto" and it pays here.
+
+    batch: a first batch to try it on.  records: the run's log, where an earlier decision stands.
+    record: writes an event into it. Either mode compares a replay with the kernels themselves
+    first, once in a run's life; where they disagree, or nothing can be recorded, both leave
+    everything as it was. A run that is taken up again does as it did.
+    """
+    if mode == "off" or (mode == "auto" and learner.device.type != "cuda"):
+        return
+    earlier = [event["used"] for event in records if event["kind"] == "graph"]
+    if earlier:
+        used = bool(earlier[-1]) and refusal(learner) is None
+    else:
+        decision = decide(learner, method, Batch(*batch()), faster=mode == "auto")
+        if learner.processes.leads:
+            record("graph", update=0, **decision.plain())
+        used = decision.used
+    if used:
+        learner.learn = Graphs(learner).learn
+
+
+def refusal(learner: Learner) -> str | None:
+    """Why graphs cannot be used whatever the method, if they cannot."""
+    if learner.device.type != "cuda":
+        return f"graphs are CUDA's, and the network is on the {learner.device.type}"
+    if learner.processes.world > 1:
+        return "several processes exchange gradients in each update, which is not recorded"
+    if learner.scaler.is_enabled():
+        return "with fp16 the host asks after each update whether it overflowed"
+    return None
+
+
+def decide(learner: Learner, method: Method, batch: Batch, *, faster: bool = True) -> Decision:
+    """Learn from the batch as it is and by a graph, compare, and put everything back.
+
+    faster: whether the graph must be, by GAIN, to be used.
+    """
+    began = time.perf_counter()
+    reason = refusal(learner)
+    if reason is not None:
+        return Decision(False, reason)
+    with _put_back(learner, method):
+        try:
+            decision = _tried(learner, method, batch, faster)
+        except Exception as error:
+            # what a card, a driver or a method say to recording has no common class, and none of
+            # it may end a training run
+            first = (str(error).strip().splitlines() or [""])[0]
+            decision = Decision(False, f"recording failed: {type(error).__name__}: {first}")
+    return Decision(**decision.plain() | {"seconds": time.perf_counter() - began})
+
+
+def _tried(learner: Learner, method: Method, batch: Batch, faster: bool) -> Decision:
+    graphs = Graphs(learner)
+    graphs.prepare()
+    for _ in range(2):  # makes moments, running statistics and what the method keeps
+        learner.fit(method, batch)
+    recording = graphs.record(method, learner.placed(batch))
+    if recording is None:
+        return Decision(False, f"{type(learner.optimizer).__name__}'s steps cannot be recorded")
+
+    def now() -> None:
+        learner.learn_now(method, learner.placed(batch))
+
+    def replayed() -> None:
+        recording.replay(learner.placed(batch))
+
+    apart = _apart(recording, replayed, now)
+    if not apart < NEAR:
+        return Decision(False, f"replays part from the kernels by {apart:.2g}", apart=apart)
+    times = [(_milliseconds(now), _milliseconds(replayed)) for _ in range(ROUNDS)]
+    eager, fast = (statistics.median(column) for column in zip(*times, strict=True))
+    reason = f"a graph takes {fast / eager:.2f} of the time"
+    return Decision(not faster or eager > GAIN * fast, reason, eager, fast, apart)
+
+
+def _apart(recording: Recording, *ways: Callable[[], None]) -> float:
+    """How far from each other weights end on two ways, as a share of how far they go.
+
+    Two batches long, so that rates, draws and what a method keeps change on the way.
+    """
+    learner = recording.learner
+    weights = [parameter.detach() for parameter in learner.model.parameters()]
+    changed = [*weights, *learner.model.buffers(), *recording.kept.values()]
+    changed += [] if learner.averaged is None else learner.averaged.module.state_dict().values()
+    for state in learner.optimizer.state.values():
+        changed += [value for value in state.values() if isinstance(value, Tensor)]
+    before = [tensor.clone() for tensor in changed]
+    random = torch.cuda.get_rng_state(learner.device)
+    ends = []
+    for way in ways:
+        with counts_kept(learner):
+            way()
+            way()
+        ends.append([tensor.clone() for tensor in weights])
+        for tensor, value in zip(changed, before, strict=True):
+            tensor.copy_(value)
+        torch.cuda.set_rng_state(random, learner.device)
+        recording.method.load_state(recording.kept)
+    gap, length = _distance(*ends), _distance(before[: len(weights)], ends[-1])
+    return gap / length if length else gap
+
+
+def _distance(some: list[Tensor], others: list[Tensor]) -> float:
+    squares = [(a.double() - b.double()).square().sum() for a, b in zip(some, others, strict=True)]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def _milliseconds(learn: Callable[[], None]) -> float:
+    torch.cuda.synchronize()
+    clock = time.perf_counter()
+    learn()
+    torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - clock)
+
+
+@contextmanager
+def _put_back(learner: Learner, method: Method) -> Iterator[None]:
+    """Within it learner and method may learn; afterwards they stand where they stood."""
+    state = copy.deepcopy(learner.state())
+    kept = {name: value.clone() for name, value in method.state().items()}
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in learner.optimizer.param_groups]
+    random = torch.get_rng_state(), torch.cuda.get_rng_state(learner.device)
+    try:
+        yield
+    finally:
+        for group, before in zip(learner.optimizer.param_groups, groups, strict=True):
+            group.update(before)
+        learner.optimizer.zero_grad(set_to_none=True)
+        learner.load_state(state)
+        method.load_state(kept)
+        torch.set_rng_state(random[0])
+        torch.cuda.set_rng_state(random[1], learner.device)

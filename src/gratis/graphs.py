@@ -1,0 +1,221 @@
+"""Learning from a batch, recorded once as a CUDA graph and replayed for the batches after it.
+
+A card often takes longer to be told of a small network's kernels, one by one, than to compute
+them. A graph is told at once: probes, passes, the optimizer's step and averaged weights.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gratis.learner import Learner, Metrics
+from gratis.passes import Batch, Method
+
+FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+"""Optimizers whose step takes its rate from the card, so that one recording serves every rate."""
+
+
+class Graphs:
+    """Lets `learner` replay a recording for batches of the shape that came twice in a row.
+
+    Others are learned from kernel by kernel, and so is the first batch after weights or moments
+    were loaded: it makes what the recording then finds. With another optimizer than `FUSED` ones,
+    or a schedule that moves more than the rate, the recording holds probes and passes alone, and
+    only where a batch makes one update. The recording keeps memory of its own on the card, about
+    as much as learning from a batch takes.
+
+    What a method draws must come from `Batch.generator` or PyTorch's own, and what it keeps must
+    be in `Method.state`; anything else that changes from batch to batch would stay as recorded.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.recording: Recording | None = None
+        self._last: object = None
+        self._loads = -1
+        self._failed = False
+        self.whole = _takes_tensors(learner)
+
+    def learn(self, method: Method, batch: Batch, at_most: int | None = None) -> Metrics:
+        """As Learner.learn_now."""
+        learner = self.learner
+        if self._loads != learner.loads:
+            self.recording, self._last, self._loads = None, None, learner.loads
+            self.prepare()
+        if at_most is not None and at_most < len(method.update_thirds(len(batch.x))):
+            return learner.learn_now(method, batch, at_most)
+        if self.recording is not None and self.recording.fits(method, batch):
+            return self.recording.replay(batch)
+        shape = (method, batch.x.shape, batch.y.shape, batch.y.dtype, learner.dtype)
+        again, self._last = shape == self._last, shape
+        if again and not self._failed:
+            self.recording = None  # its memory is free for the next
+            self.recording = self._record_or_warn(method, batch)
+            if self.recording is not None:
+                return self.recording.replay(batch)
+        return learner.learn_now(method, batch, at_most)
+
+    def _record_or_warn(self, method: Method, batch: Batch) -> "Recording | None":
+        try:
+            return self.record(method, batch)
+        except RuntimeError as error:  # the card has no memory left, say
+            self._failed = True
+            warnings.warn(
+                f"learning goes on kernel by kernel, for it could not be recorded: {error}",
+                stacklevel=2,
+            )
+            return None
+
+    def record(self, method: Method, batch: Batch) -> "Recording | None":
+        """Learning from such batches, None where it cannot be recorded; nothing is learned yet."""
+        updates = len(method.update_thirds(len(batch.x)))
+        if not (self.whole or updates == 1):
+            return None
+        return Recording(self.learner, method, batch, updates if self.whole else None)
+
+    def prepare(self) -> None:
+        """Let the optimizer step as a recording needs it, in one kernel where it can."""
+        if not self.whole:
+            return
+        for group in self.learner.optimizer.param_groups:
+            rate = torch.as_tensor(float(group["lr"]), device=self.learner.device)
+            group.update(lr=rate, fused=True, foreach=False)
+            if "capturable" in group:
+                group["capturable"] = True
+
+
+def _takes_tensors(learner: Learner) -> bool:
+    """Whether the step can be part of a recording."""
+    rates = {"lr"} if learner.schedule is None else set(learner.schedule(0, 0))
+    return type(learner.optimizer) in FUSED and rates == {"lr"}
+
+
+class Recording:
+    """One batch's learning by `method`, as a graph.
+
+    updates: how many optimizer steps it holds; None for none, the one that follows being taken
+    as ever.  x, y, generator, kept: what a replay reads, in places that stay: images, labels,
+    the source of draws, and the method's state.
+    """
+
+    def __init__(self, learner: Learner, method: Method, batch: Batch, updates: int | None) -> None:
+        self.learner, self.method, self.updates = learner, method, updates
+        self.dtype = learner.dtype
+        self.x, self.y = batch.x.clone(), batch.y.clone()
+        self.generator = None if batch.generator is None else torch.Generator(learner.device)
+        self.rates = torch.zeros(updates or 0, device=learner.device)
+        before = method.state()
+        self.kept = {name: value.clone() for name, value in before.items()}
+        method.load_state(self.kept)
+        mine = replace(batch, x=self.x, y=self.y, generator=self.generator)
+        spent, stream = vars(learner.spent).copy(), torch.cuda.current_stream()
+        self.graph = torch.cuda.CUDAGraph()
+        try:
+            with counts_kept(learner), self._recorded_rates():
+                with torch.cuda.graph(self.graph):
+                    self.metrics = learner.learn_now(method, mine, update=self._update)
+                    for name, value in method.state().items():
+                        self.kept[name].copy_(value)
+                self.weights = learner.weighed.copy()
+                self.spent = {name: now - spent[name] for name, now in vars(learner.spent).items()}
+        except Exception:
+            torch.cuda.set_stream(stream)  # where recording cannot be ended, PyTorch does not
+            method.load_state(before)
+            raise
+        finally:
+            trained = list(learner.model.parameters())
+            self.gradients = [(p, p.grad) for p in trained if p.grad is not None]
+            learner.optimizer.zero_grad(set_to_none=True)
+        method.load_state(self.kept)
+
+    def fits(self, method: Method, batch: Batch) -> bool:
+        """Whether it is a recording of learning from such batches."""
+        state = method.state()
+        return (
+            method is self.method
+            and (batch.x.shape, batch.y.shape) == (self.x.shape, self.y.shape)
+            and batch.y.dtype == self.y.dtype
+            and self.learner.dtype == self.dtype
+            and (batch.generator is None) == (self.generator is None)
+            and {name: value.shape for name, value in state.items()}
+            == {name: value.shape for name, value in self.kept.items()}
+        )
+
+    def replay(self, batch: Batch) -> Metrics:
+        """Learn from a batch that fits."""
+        learner = self.learner
+        self.x.copy_(batch.x)
+        self.y.copy_(batch.y)
+        state = self.method.state()
+        for name, value in self.kept.items():
+            value.copy_(state[name])
+        self.method.load_state(self.kept)
+        for place in range(self.updates or 0):
+            self.rates[place].fill_(learner.rate(learner.updates + place))
+        if self.generator is not None and batch.generator is not None:
+            self.generator.set_state(batch.generator.get_state())
+        self.graph.replay()
+        if self.generator is not None and batch.generator is not None:
+            batch.generator.set_state(self.generator.get_state())
+        for name, count in self.spent.items():
+            setattr(learner.spent, name, getattr(learner.spent, name) + count)
+        self._step()
+        found = self.metrics
+        return Metrics(
+            losses=[value.clone() for value in found.losses],
+            correct=[value.clone() for value in found.correct],
+            images=found.images.copy(),
+            labelled=[value.clone() for value in found.labelled],
+        )
+
+    def _step(self) -> None:
+        """Count the steps of the replay, or take the one that it leaves to be taken."""
+        learner = self.learner
+        if self.updates is not None:
+            learner.updates += self.updates
+            if learner.averaged is not None:
+                learner.averaged.n_averaged += self.updates
+            return
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+        learner.weighed = self.weights.copy()
+        learner.update(equal_speed=self.method.equal_speed)
+
+    def _update(self, *, equal_speed: bool) -> None:
+        if self.updates is not None:
+            self.learner.update(equal_speed=equal_speed)
+
+    @contextmanager
+    def _recorded_rates(self) -> Iterator[None]:
+        """Within it the schedule's rates are read from `rates`, where each replay puts its own."""
+        learner, first = self.learner, self.learner.updates
+        asked = learner.schedule
+
+        def rates(update: int, begun: int) -> Mapping[str, Tensor]:
+            return {"lr": self.rates[update - first]}
+
+        learner.schedule = rates if asked is not None and self.updates is not None else asked
+        try:
+            yield
+        finally:
+            learner.schedule = asked
+
+
+@contextmanager
+def counts_kept(learner: Learner) -> Iterator[None]:
+    """What is counted on the host while a graph is recorded did not happen."""
+    updates, spent = learner.updates, vars(learner.spent).copy()
+    averaged = learner.averaged
+    taken = None if averaged is None else int(averaged.n_averaged)  # on the host
+    weights, parts = learner.weighed.copy(), learner.parts
+    try:
+        yield
+    finally:
+        learner.updates, learner.weighed, learner.parts = updates, weights, parts
+        vars(learner.spent).update(spent)
+        if averaged is not None and taken is not None:
+            averaged.n_averaged.fill_(taken)

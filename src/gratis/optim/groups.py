@@ -1,0 +1,37 @@
+"""Settings of an optimizer's groups: put in while training, saved, and brought back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WAYS = ("fused", "foreach", "capturable")
+"""How an optimizer computes its step: the present process's choice, not a checkpoint's."""
+
+
+def put(group: dict[str, Any], settings: Mapping[str, float | Tensor]) -> None:
+    """Put settings into an optimizer's group; where a tensor stands it stays, with the value."""
+    for name, value in settings.items():
+        if not isinstance(group.get(name), Tensor):
+            group[name] = value
+        elif isinstance(value, Tensor):
+            group[name].copy_(value)
+        else:
+            group[name].fill_(value)
+
+
+def saved(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimizer's state dict, rates as plain numbers whatever they are while training."""
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["lr"] = float(group["lr"])
+    return state
+
+
+def load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take up what `saved` gave, perhaps on another kind of device."""
+    ways = [{k: v for k, v in group.items() if k in WAYS} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, way in zip(optimizer.param_groups, ways, strict=True):
+        group.update(way)
