@@ -16,6 +16,7 @@ evaluated.
 import argparse
 import statistics
 import time
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -128,7 +129,7 @@ def affordable(recipe: Recipe, seconds: float) -> float:
         record=lambda *_, **found: print(f"graphs: {found['reason']}", flush=True),
     )
     taken: list[float] = []
-    for x, y in loader.epoch(0):
+    for x, y in chain.from_iterable(loader.epoch(number) for number in count()):
         clock = time.perf_counter()
         engine.fit(method, Batch(x, y))
         if device.type == "cuda":

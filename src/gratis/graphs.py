@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,14 @@ def _takes_tensors(learner: Learner) -> bool:
     return type(learner.optimizer) in FUSED and rates == {"lr"}
 
 
+def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What the optimizer's groups say; of tensors, whose values may change, which they are."""
+    return [
+        {k: id(v) if isinstance(v, Tensor) else v for k, v in group.items() if k != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
 class Recording:
     """One batch's learning by `method`, as a graph.
 
@@ -108,6 +117,7 @@ class Recording:
         self.x, self.y = batch.x.clone(), batch.y.clone()
         self.generator = None if batch.generator is None else torch.Generator(learner.device)
         self.rates = torch.zeros(updates or 0, device=learner.device)
+        self.settings = _settings(learner.optimizer)
         before = method.state()
         self.kept = {name: value.clone() for name, value in before.items()}
         method.load_state(self.kept)
@@ -140,6 +150,7 @@ class Recording:
             and (batch.x.shape, batch.y.shape) == (self.x.shape, self.y.shape)
             and batch.y.dtype == self.y.dtype
             and self.learner.dtype == self.dtype
+            and (self.updates is None or _settings(self.learner.optimizer) == self.settings)
             and (batch.generator is None) == (self.generator is None)
             and {name: value.shape for name, value in state.items()}
             == {name: value.shape for name, value in self.kept.items()}

@@ -211,6 +211,23 @@ def test_another_method_is_recorded_anew(gpu: StandInGpu) -> None:
     assert gpu.replays == 4
 
 
+@pytest.mark.parametrize("setting", ["lr", "weight_decay"])
+def test_what_a_user_sets_between_batches_counts(gpu: StandInGpu, setting: str) -> None:
+    ends = []
+    for graphs in (False, True):
+        method = fgsm_rs(BALL)
+        ours = learner(method, schedule=None)
+        if graphs:
+            ours.learn = Graphs(ours).learn
+        some = list(batches((16,) * 6))
+        told = learned(ours, method, iter(some[:3]))
+        ours.optimizer.param_groups[0][setting] = 0.3
+        ends.append((told, learned(ours, method, iter(some[3:])), standing(ours)))
+    assert ends[0][:2] == ends[1][:2]
+    assert_same(ends[0][2], ends[1][2])
+    assert gpu.replays == 5, "it is recorded anew"
+
+
 # --- the decision
 
 
