@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gratis import Learner, Natural
 from gratis.budget import Plan
@@ -29,7 +30,27 @@ def test_weight_decay_can_spare_norms_and_biases() -> None:
     assert spared["weight_decay"] == 0.0
 
 
-def test_muon_steps_convolutions_by_orthogonal_matrices() -> None:
+class Products(TorchDispatchMode):
+    """In which precisions matrices are multiplied within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.name().startswith("aten::addmm"):
+            self.dtypes.add(args[1].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_steps_convolutions_by_orthogonal_matrices(
+    able: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in bf16 where the machine has it: emulated, they take many times as long."""
+    monkeypatch.setattr("gratis.optim.muon.has_bf16", lambda device: able)
     model = conv_and_linear()
     conv = model[0]
     assert isinstance(conv, nn.Conv2d)
@@ -40,7 +61,9 @@ def test_muon_steps_convolutions_by_orthogonal_matrices() -> None:
     orthogonal, _ = torch.linalg.qr(torch.randn(27, 4))
     unequal = torch.tensor([1.0, 0.5, 0.2, 0.1])[:, None] * orthogonal.T
     conv.weight.grad = unequal.view_as(conv.weight)
-    optimizer.step()
+    with Products() as products:
+        optimizer.step()
+    assert products.dtypes == {dtype}
     singular = torch.linalg.svdvals((conv.weight.detach() - before).flatten(1))
     # five Newton-Schulz steps bring singular values near 1, not to it
     assert singular[0] / singular[-1] < 2

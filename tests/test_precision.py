@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 
-from gratis import precision, train
+from gratis import casts, precision, train
+from gratis.casts import has_bf16
 from gratis.learner import Learner
 from gratis.lr_range import lr_range
-from gratis.precision import has_bf16, settle
+from gratis.precision import settle
 from gratis.recipe import read, shipped
 from gratis.run import Run
 from tests.recipes import tiny
@@ -33,7 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
 def test_of_intel_and_amd_the_processor_is_asked(
     avx512: bool, amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(casts.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert has_bf16(CPU) == (avx512 or amx)

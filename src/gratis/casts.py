@@ -1,5 +1,6 @@
-"""Autocast: precisions by name, and weights cast once for a whole update."""
+"""Precisions: by name, which of them a machine has, and weights cast once for a whole update."""
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,23 @@ PRECISIONS: dict[str, torch.dtype | None] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies in bf16 by instructions of its own.
+
+    Asked of the hardware rather than timed, so that a recipe and a seed give the same run
+    whatever else the machine is doing.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        # AVX-512 by itself is not enough, though PyTorch's public question is content with it
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager

@@ -16,18 +16,15 @@ from torch import Tensor
 from gratis.learner import Learner, Metrics
 from gratis.passes import Batch, Method
 
-FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-"""Optimizers whose step takes its rate from the card, so that one recording serves every rate."""
-
 
 class Graphs:
     """Lets `learner` replay a recording for batches of the shape that came twice in a row.
 
     Others are learned from kernel by kernel, and so is the first batch after weights or moments
-    were loaded: it makes what the recording then finds. With another optimizer than `FUSED` ones,
-    or a schedule that moves more than the rate, the recording holds probes and passes alone, and
-    only where a batch makes one update. The recording keeps memory of its own on the card, about
-    as much as learning from a batch takes.
+    were loaded: it makes what the recording then finds. Where an optimizer cannot take its rate
+    from the card (LARS, LAMB), or a schedule moves more than the rate, the recording holds probes
+    and passes alone, and only where a batch makes one update. The recording keeps memory of its
+    own on the card, about as much as learning from a batch takes.
 
     What a method draws must come from `Batch.generator` or PyTorch's own, and what it keeps must
     be in `Method.state`; anything else that changes from batch to batch would stay as recorded.
@@ -84,15 +81,15 @@ class Graphs:
             return
         for group in self.learner.optimizer.param_groups:
             rate = torch.as_tensor(float(group["lr"]), device=self.learner.device)
-            group.update(lr=rate, fused=True, foreach=False)
-            if "capturable" in group:
-                group["capturable"] = True
+            ways = {"fused": True, "foreach": False, "capturable": True}
+            group.update({k: v for k, v in ways.items() if k in group}, lr=rate)
 
 
 def _takes_tensors(learner: Learner) -> bool:
-    """Whether the step can be part of a recording."""
+    """Whether the step takes its rate from the card, so that one recording serves every rate."""
     rates = {"lr"} if learner.schedule is None else set(learner.schedule(0, 0))
-    return type(learner.optimizer) in FUSED and rates == {"lr"}
+    able = type(learner.optimizer) is torch.optim.SGD or "capturable" in learner.optimizer.defaults
+    return able and rates == {"lr"}
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -1,34 +1,17 @@
 """Which precision weights' products get where the recipe leaves that to the machine."""
 
-import platform
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 
+from gratis.casts import has_bf16
 from gratis.learner import Learner
 
 EMULATED = (
     "this machine has no instructions for bf16 and emulates them: a step took over ten times "
     "that of fp32 where it was measured; engine.precision=auto takes fp32 on such machines"
 )
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies in bf16 by instructions of its own.
-
-    Asked of the hardware rather than timed, so that a recipe and a seed give the same run
-    whatever else the machine is doing.
-    """
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        # AVX-512 by itself is not enough, though PyTorch's public question is content with it
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def named(precision: str, device: torch.device) -> str:

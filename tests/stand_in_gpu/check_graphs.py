@@ -29,7 +29,7 @@ from gratis import (
 from gratis.capturing import choose, decide
 from gratis.graphs import Graphs
 from gratis.methods.in_parts import InParts
-from gratis.optim import LAMB
+from gratis.optim import LAMB, build_optimizer
 from gratis.passes import Batch, Method, Pass, Probe
 from tests.stand_in_gpu.gpu import StandInGpu
 
@@ -49,6 +49,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "yopo-2-2": partial(Yopo, BALL, 2, 2),
     "gradalign": partial(GradAlign, BALL),
 }
+muon = partial(build_optimizer, name="muon", learning_rate=0.02, nesterov=True, weight_decay=0.1)
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)
 SIZES = (16, 16, 16, 16, 12, 16)
 """The second batch is recorded and replayed, and all of that size after it."""
@@ -70,8 +71,9 @@ def rate(update: int, begun: int) -> dict[str, float]:
 
 def learner(method: Method, optimizer: Callable[..., Any] = SGD, **options: Any) -> Learner:
     model = network(method.auxiliary)
+    groups = model if optimizer is muon else model.parameters()
     options = {"schedule": rate, "channels_last": True, "seed": 3, **options}
-    made = Learner(model, optimizer(model.parameters()), **options)
+    made = Learner(model, optimizer(groups), **options)
     Graphs(made).prepare()  # fused steps round otherwise than others
     return made
 
@@ -141,7 +143,8 @@ def test_so_it_does_in_bf16_with_averaged_weights(
 @pytest.mark.parametrize("name", ["natural", "fgsm-rs", "free-3", "fast-advprop"])
 def test_other_optimizers(gpu: StandInGpu, name: str) -> None:
     assert compared(gpu, METHODS[name], partial(torch.optim.AdamW, lr=1e-3)) == 4
-    replays = compared(gpu, METHODS[name], partial(LAMB, lr=0.01)) - 4
+    assert compared(gpu, METHODS[name], muon) == 8
+    replays = compared(gpu, METHODS[name], partial(LAMB, lr=0.01)) - 8
     assert replays == (0 if name == "free-3" else 4), "its steps lie between those of a batch"
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from gratis.nn.batchnorm import parameters_by_decay
 from gratis.optim.layerwise import LAMB, LARS
+from gratis.optim.muon import build_muon
 
 __all__ = ["LAMB", "LARS", "build_optimizer"]
 
@@ -32,13 +33,12 @@ def build_optimizer(
     momentum: SGD's, Muon's and LARS's; the first beta of Adam, AdamW and LAMB.
     layerwise: whose steps LARS and LAMB scale: "all", or "weights" to spare norms and biases,
     with or without sparing them decay.  bias_correction, weight_norm_clip: LAMB's.
-    Muon (Jordan 2024; timm's, with its step scaled as an AdamW step is) orthogonalises the steps
-    of convolutions; what is no convolution takes AdamW steps at `fallback` times the rate.
+    fallback: Muon's (see optim/muon.py).
     Raises ValueError for muon where timm is not installed.
     """
     groups: list[dict[str, Any]]
     if name == "muon":
-        return _muon(model, learning_rate, momentum, nesterov, weight_decay, decay, fallback)
+        return build_muon(model, learning_rate, momentum, nesterov, weight_decay, decay, fallback)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     decayed, exempt = (
         [parameter for parameter in part if parameter.requires_grad]
@@ -68,36 +68,3 @@ def build_optimizer(
         )
     adam = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     return adam(groups, learning_rate, betas=(momentum, 0.999), weight_decay=weight_decay)
-
-
-def _muon(
-    model: nn.Module,
-    learning_rate: float,
-    momentum: float,
-    nesterov: bool,
-    weight_decay: float,
-    decay: str,
-    fallback: float,
-) -> torch.optim.Optimizer:
-    try:
-        from timm.optim.muon import Muon
-    except ImportError as error:
-        raise ValueError("optimizer muon needs timm: pip install gratis[timm]") from error
-    trained = [p for p in model.parameters() if p.requires_grad]
-    spared = 0.0 if decay == "weights" else weight_decay
-    others = [p for p in trained if p.ndim != 4]
-    matrices, vectors = [p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim == 4]},
-        {"params": matrices, "use_fallback": True},
-        {"params": vectors, "use_fallback": True, "weight_decay": spared},
-    ]
-    optimizer: torch.optim.Optimizer = Muon(
-        groups,
-        lr=learning_rate,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-        fallback_lr_scale=fallback,
-    )
-    return optimizer
