@@ -10,7 +10,7 @@ from PIL import Image
 
 from gratis.data import shifted
 from gratis.data.corruptions import COMMON, EXTRA, SEVERITIES
-from gratis.data.folder import to_array
+from gratis.data.decoding import to_array
 from gratis.data.shifted import Asked, opened
 from gratis.evaluate.shift import (
     ALEXNET,

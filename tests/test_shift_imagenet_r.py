@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from gratis.data import shifted
-from gratis.data.folder import to_array
+from gratis.data.decoding import to_array
 from gratis.data.shifted import Asked, opened
 from gratis.evaluate.shift import Answer, answer
 from tests.shifted_images import (

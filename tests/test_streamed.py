@@ -10,7 +10,7 @@ from PIL import Image
 
 from gratis.data import StreamLoader
 from gratis.data.augment import AREAS, RATIOS, random_box
-from gratis.data.folder import cropped
+from gratis.data.decoding import cropped
 from gratis.data.streamed import Keeping
 
 SIZES = [(40, 30), (30, 40), (33, 33), (64, 20)]  # width, height

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from gratis.data.corruptions import each_corrupted
-from gratis.data.folder import UNREADABLE, cropped, plain
+from gratis.data.decoding import UNREADABLE, cropped, plain
 from gratis.data.images import Images
 from gratis.data.listing import MOST_SKIPPED
 
@@ -60,7 +60,7 @@ class Files(NamedTuple):
 @dataclass(frozen=True)
 class Reading:
     """How a file becomes pixels.  size: of the square that is cut out of its centre.
-    resize: what the shorter side is made before, as in `gratis.data.folder.cropped`.
+    resize: what the shorter side is made before, as in `gratis.data.decoding.cropped`.
     enlarge: whether an image smaller than `size` is made larger, or refused.
     """
 

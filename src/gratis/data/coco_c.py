@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from gratis.data.corruptions import check_size, corrupted, makers
-from gratis.data.folder import plain
+from gratis.data.decoding import plain
 from gratis.data.images import as_pixels
 from gratis.data.scenes import Pixels, Scenes, letterboxed
 

@@ -1,36 +1,17 @@
 """Image files in folders: ROOT/train/CLASS/* and ROOT/test/CLASS/* (or ROOT/val), decoded once."""
 
 import os
-import struct
-from functools import partial
+from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from gratis.data.decoding import UNREADABLE, Look, look, look_at, to_array
 from gratis.data.images import Images
 from gratis.data.listing import listed
-
-# What Pillow's decoders raise on damaged files.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-SMALL_PIXELS = 128 * 128  # in images of up to so many, opening the file costs as much as decoding
-
-
-class _Header(NamedTuple):
-    width: int
-    height: int
-    grey: bool
 
 
 def load_folder(
@@ -45,23 +26,17 @@ def load_folder(
     """
     listing = listed(root, split)
     paths = listing.paths
-    errors: dict[Path, str] = {}
-    small: dict[Path, npt.NDArray[np.uint8]] = {}
-    # Large images decode in parallel (Pillow lets go of the lock); with small ones threads cost
-    # more than they bring, and the first image tells which these are.
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
-        first = _header(paths[0], errors, small)
-        each = map if small else partial(pool.imap, chunksize=64)
-        others = each(lambda path: _header(path, errors, small), paths[1:])
-        headers = dict(zip(paths, [first, *others], strict=True))
+        looks = dict(zip(paths, _looks(paths, pool), strict=True))
+        errors = {path: found for path, found in looks.items() if isinstance(found, str)}
         listing.check_skipped(errors)
-        known = {path: header for path, header in headers.items() if header is not None}
+        known = {path: found for path, found in looks.items() if not isinstance(found, str)}
         height, width = _common_size(known) if image_size is None else (image_size, image_size)
-        grey = all(header.grey for header in known.values())
+        grey = all(found.grey for found in known.values())
         x = np.zeros((len(paths), 1 if grey else 3, height, width), dtype=np.uint8)
 
         def decode(i: int) -> None:
-            found = small.get(paths[i])
+            found = known[paths[i]].pixels
             if found is not None and found.shape[1:] == x.shape[2:] and not resize:
                 x[i] = found  # a grey one into all three channels, if others have colours
                 return
@@ -86,78 +61,24 @@ def load_folder(
     )
 
 
-def is_grey(image: Image.Image) -> bool:
-    """Whether the image has no colours, by its mode."""
-    return image.mode in ("1", "L", "LA", "I;16", "I;16L", "I;16B")
-
-
-def to_array(
-    image: Image.Image, grey: bool, image_size: int | None, resize: int | None = None
-) -> npt.NDArray[np.uint8]:
-    """A PIL image -> uint8 [C, H, W], C = 1 if `grey`, else 3 (transparency is dropped).
-
-    image_size, resize: as in `cropped`; without a size neither.
+def _looks(paths: Sequence[Path], pool: ThreadPool) -> list[Look | str]:
+    """Large images are read in parallel (Pillow lets go of the lock); with small ones threads cost
+    more than they bring, and the first image tells which these are.
     """
-    image = plain(image, grey)
-    if image_size is not None:
-        image = cropped(image, image_size, resize)
-    pixels = np.asarray(image)
-    return pixels[None] if grey else pixels.transpose(2, 0, 1)
+    first = look(paths[0])
+    if isinstance(first, str) or first.pixels is None:
+        return [first, *pool.imap(look, paths[1:], chunksize=64)]
+    return [first, *look_at(paths[1:])]
 
 
-def cropped(image: Image.Image, size: int, resize: int | None = None) -> Image.Image:
-    """The centre, size x size pixels, of the image.
-
-    resize: the shorter side is first resized to it (bilinear), as with 256 before a crop of 224:
-    then pixel for pixel what torchvision's Resize and CenterCrop make; 0 leaves the image as
-    large as it is unless it is smaller than the crop; None takes the largest square.
-    """
-    if resize is None:
-        return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    shorter = min(image.size)
-    wanted = max(size, resize or shorter)
-    if wanted != shorter:
-        width, height = (wanted * length // shorter for length in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    # rounded as torchvision rounds
-    left, top = (round((length - size) / 2) for length in image.size)
-    return image.crop((left, top, left + size, top + size))
-
-
-def plain(image: Image.Image, grey: bool) -> Image.Image:
-    """In 8 bits, with one channel if `grey`, else three."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"its pixels have 32 bits (mode {image.mode}); 8 or 16 are read")
-    return image.convert("L" if grey else "RGB")
-
-
-def _header(
-    path: Path, errors: dict[Path, str], small: dict[Path, npt.NDArray[np.uint8]]
-) -> _Header | None:
-    """Size and kind of an image, read no further; a small one is decoded at once, into `small`:
-    to open it again would take as long.
-    """
-    try:
-        with Image.open(path) as image:
-            header = _Header(*image.size, is_grey(image))
-            if header.width * header.height <= SMALL_PIXELS:
-                small[path] = to_array(image, header.grey, None)
-            return header
-    except UNREADABLE as error:
-        errors[path] = str(error)
-        return None
-
-
-def _common_size(headers: dict[Path, _Header]) -> tuple[int, int]:
+def _common_size(looks: dict[Path, Look]) -> tuple[int, int]:
     """(height, width) of all; ValueError names two files that differ."""
-    first = next(iter(headers))
-    for path, header in headers.items():
-        if header[:2] != headers[first][:2]:
-            sizes = [f"{p} is {headers[p].width}x{headers[p].height}" for p in (first, path)]
+    first = next(iter(looks))
+    for path, found in looks.items():
+        if found[:2] != looks[first][:2]:
+            sizes = [f"{p} is {looks[p].width}x{looks[p].height}" for p in (first, path)]
             raise ValueError(
                 f"the images differ in size: {' and '.join(sizes)}; give data.image_size, "
                 "to which the shorter side is resized before a crop of the centre"
             )
-    return headers[first].height, headers[first].width
+    return looks[first].height, looks[first].width

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from gratis.boxes import NO_BOX
-from gratis.data.folder import plain
+from gratis.data.decoding import plain
 from gratis.data.images import Images
 
 Pixels = npt.NDArray[np.uint8]

@@ -49,7 +49,7 @@ def load(
     torchvision takes, for a folder the one that holds `train`, for coco `annotations`.
     image_size: what the images of a folder or PIL images are resized and cropped to, and those
     of coco fitted into.
-    resize: of a folder, see `folder.cropped`.
+    resize: of a folder, see `decoding.cropped`.
 
     Raises ValueError for an unknown name or split, data that is not there, or data that
     `Images` refuses.

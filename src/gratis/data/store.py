@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gratis.data.folder import UNREADABLE, plain
+from gratis.data.decoding import UNREADABLE, plain
 from gratis.data.listing import Listing
 
 CHUNK = 2048

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gratis.data.folder import cropped
+from gratis.data.decoding import cropped
 from gratis.data.images import Images, as_pixels
 from gratis.data.listing import ClassFolders, Listing, listed
 from gratis.data.store import Files, Pixels, Source, Store, no_larger
@@ -116,7 +116,7 @@ class StreamedFolder(Streamed):
         return self.labels[self.rows[indices]]
 
     def in_memory(self, size: int, resize: int | None, workers: int) -> Images:
-        """All of them from their files, cut as test images are; see `folder.cropped`."""
+        """All of them from their files, cut as test images are; see `decoding.cropped`."""
         files = Files(self.listing, _order(self.listing))
 
         def decode(row: int) -> Pixels:

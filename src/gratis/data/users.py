@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gratis.data.folder import is_grey, to_array
+from gratis.data.decoding import is_grey, to_array
 from gratis.data.images import Images
 
 _NEEDED = (
