@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gratis.graphs import Graphs, Recording, counts_kept
+from gratis.graphs import Graphs, Recording, counts_kept, refusal
 from gratis.learner import Learner
 from gratis.passes import Batch, Method
 
@@ -71,17 +71,6 @@ def choose(
         used = decision.used
     if used:
         learner.learn = Graphs(learner).learn
-
-
-def refusal(learner: Learner) -> str | None:
-    """Why graphs cannot be used whatever the method, if they cannot."""
-    if learner.device.type != "cuda":
-        return f"graphs are CUDA's, and the network is on the {learner.device.type}"
-    if learner.processes.world > 1:
-        return "several processes exchange gradients in each update, which is not recorded"
-    if learner.scaler.is_enabled():
-        return "with fp16 the host asks after each update whether it overflowed"
-    return None
 
 
 def decide(learner: Learner, method: Method, batch: Batch, *, faster: bool = True) -> Decision:

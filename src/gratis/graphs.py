@@ -5,7 +5,7 @@ them. A graph is told at once: probes, passes, the optimizer's step and averaged
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from gratis.learner import Learner, Metrics
+from gratis.optim.groups import Settings
 from gratis.passes import Batch, Method
 
 
 class Graphs:
-    """Lets `learner` replay a recording for batches of the shape that came twice in a row.
+    """Lets `learner` replay a recording for batches of the shape that came twice in a row:
+
+        learner.learn = Graphs(learner).learn
 
     Others are learned from kernel by kernel, and so is the first batch after weights or moments
     were loaded: it makes what the recording then finds. Where an optimizer cannot take its rate
@@ -28,9 +31,13 @@ class Graphs:
 
     What a method draws must come from `Batch.generator` or PyTorch's own, and what it keeps must
     be in `Method.state`; anything else that changes from batch to batch would stay as recorded.
+    Raises ValueError where graphs cannot be used whatever the method (see `refusal`).
     """
 
     def __init__(self, learner: Learner) -> None:
+        reason = refusal(learner)
+        if reason is not None:
+            raise ValueError(f"updates cannot be replayed as graphs: {reason}")
         self.learner = learner
         self.recording: Recording | None = None
         self._last: object = None
@@ -83,6 +90,17 @@ class Graphs:
             rate = torch.as_tensor(float(group["lr"]), device=self.learner.device)
             ways = {"fused": True, "foreach": False, "capturable": True}
             group.update({k: v for k, v in ways.items() if k in group}, lr=rate)
+
+
+def refusal(learner: Learner) -> str | None:
+    """Why graphs cannot be used whatever the method, if they cannot."""
+    if learner.device.type != "cuda":
+        return f"graphs are CUDA's, and the network is on the {learner.device.type}"
+    if learner.processes.world > 1:
+        return "several processes exchange gradients in each update, which is not recorded"
+    if learner.scaler.is_enabled():
+        return "with fp16 the host asks after each update whether it overflowed"
+    return None
 
 
 def _takes_tensors(learner: Learner) -> bool:
@@ -203,7 +221,7 @@ class Recording:
         learner, first = self.learner, self.learner.updates
         asked = learner.schedule
 
-        def rates(update: int, begun: int) -> Mapping[str, Tensor]:
+        def rates(update: int, begun: int) -> Settings:
             return {"lr": self.rates[update - first]}
 
         learner.schedule = rates if asked is not None and self.updates is not None else asked

@@ -1,6 +1,6 @@
 """The engine: a model and its optimizer; every backward pass and update happens here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,10 +21,6 @@ from gratis.passes import Batch, Method, Pass, seeded
 from gratis.prober import Prober
 from gratis.tasks import Classification, Task
 
-Schedule = Callable[[int, int], Mapping[str, float | Tensor]]
-"""(update counted from 0, update at which the schedule began) -> settings of an optimizer's groups
-({"lr": ...})."""
-
 
 @dataclass
 class Metrics:
@@ -44,6 +40,10 @@ class Learner:
     precision: fp32, bf16, or fp16 with loss scaling (CUDA); inputs and their gradients are
     always fp32.  probe_norm: see Prober.  ema: decay of averaged weights, None for none.
     gradients: how they travel between processes, a name in gratis.comm_hooks.EXCHANGES.
+
+    learn: how `fit` learns from a batch that is placed; `learn_now`, or `gratis.graphs.Graphs`'.
+    weighed, parts: what the passes of the update in the making weigh, by branch of norms, and how
+    many parts its batch is learned in.  loads: how often weights and moments were replaced.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Learner:
         optimizer: torch.optim.Optimizer,
         task: Task | None = None,
         *,
-        schedule: Schedule | None = None,
+        schedule: groups.Schedule | None = None,
         precision: str = "fp32",
         probe_norm: str = "batch",
         channels_last: bool = False,

@@ -281,8 +281,12 @@ def test_what_cannot_be_recorded_is_not(gpu: StandInGpu) -> None:
 
 
 def test_fp16_is_refused(gpu: StandInGpu) -> None:
-    decision = decide(learner(Natural(), precision="fp16"), Natural(), next(batches()))
+    model = network()
+    ours = Learner(model, SGD(model.parameters()), precision="fp16")
+    decision = decide(ours, Natural(), next(batches()))
     assert decision.reason == "with fp16 the host asks after each update whether it overflowed"
+    with pytest.raises(ValueError, match="with fp16 the host asks"):
+        Graphs(ours)
 
 
 def test_a_card_that_refuses_later_is_learned_on_all_the_same(gpu: StandInGpu) -> None:

@@ -1,16 +1,21 @@
 """Settings of an optimizer's groups: put in while training, saved, and brought back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Settings = Mapping[str, float | Tensor]
+Schedule = Callable[[int, int], Settings]
+"""(update counted from 0, update at which the schedule began) -> settings of an optimizer's groups
+({"lr": ...})."""
+
 WAYS = ("fused", "foreach", "capturable")
 """How an optimizer computes its step: the present process's choice, not a checkpoint's."""
 
 
-def put(group: dict[str, Any], settings: Mapping[str, float | Tensor]) -> None:
+def put(group: dict[str, Any], settings: Settings) -> None:
     """Put settings into an optimizer's group; where a tensor stands it stays, with the value."""
     for name, value in settings.items():
         if not isinstance(group.get(name), Tensor):
