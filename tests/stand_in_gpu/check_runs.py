@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from gratis import L1, L2, Learner, Linf, Natural, robust_accuracy, train
+from gratis import L1, L2, Free, Learner, Linf, Natural, robust_accuracy, train
 from gratis.attacks.apgd import APGD
 from gratis.attacks.fab import FAB
 from gratis.attacks.square import Square
@@ -63,6 +64,24 @@ def test_what_a_card_saved_goes_on_without_one(
     assert group["lr"] == pytest.approx(0.1)
     assert not group["fused"]
     here.fit(Natural(), Batch(*some_batches((8,))[0]))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["model given", "moved by the user"])
+def test_a_loop_of_ones_own_learns_on_the_card(gpu: StandInGpu, given: bool) -> None:
+    """The line that is changed is the only one: batches come where the model is, or are moved."""
+    ends = []
+    for device in ("cpu", "cuda"):
+        model = small_net().to(device)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        free = Free(Linf(0.1), replays=2)
+        for x, y in free.batches(some_batches(), *([model] if given else [])):
+            assert (x.device.type == device) or not given
+            loss = F.cross_entropy(model(x.to(device)), y.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        ends.append(torch.cat([p.detach().cpu().flatten() for p in model.parameters()]))
+    assert torch.equal(*ends)
 
 
 def test_detectors_are_trained_and_judged(gpu: StandInGpu, tmp_path: Path) -> None:
