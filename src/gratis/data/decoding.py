@@ -59,8 +59,8 @@ def look(path: str | Path) -> Look | str:
 
 
 def look_at(paths: Sequence[Path]) -> list[Look | str]:
-    """`look` at each, in order; where they are many, in as many processes as there are cores."""
-    count = min(os.cpu_count() or 1, len(paths) // FILES_A_PROCESS)
+    """`look` at each, in order; where they are many, in a process for each core, 8 at most."""
+    count = min(8, os.cpu_count() or 1, len(paths) // FILES_A_PROCESS)
     if count < 2:
         return [look(path) for path in paths]
     bounds = [len(paths) * place // count for place in range(count + 1)]
