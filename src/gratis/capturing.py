@@ -14,6 +14,7 @@ from torch import Tensor
 from gratis.graphs import Graphs, Recording, counts_kept, refusal
 from gratis.learner import Learner
 from gratis.passes import Batch, Method
+from gratis.run import settled
 
 ROUNDS = 5
 GAIN = 1.03
@@ -61,9 +62,9 @@ def choose(
     """
     if mode == "off" or (mode == "auto" and learner.device.type != "cuda"):
         return
-    earlier = [event["used"] for event in records if event["kind"] == "graph"]
-    if earlier:
-        used = bool(earlier[-1]) and refusal(learner) is None
+    earlier = settled(records, "graph")
+    if earlier is not None:
+        used = bool(earlier) and refusal(learner) is None
     else:
         decision = decide(learner, method, Batch(*batch()), faster=mode == "auto")
         if learner.processes.leads:

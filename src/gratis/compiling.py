@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gratis.learner import Learner
 from gratis.prober import Prober
+from gratis.run import settled
 
 ROUNDS = 5
 GAIN = 1.03
@@ -53,9 +54,9 @@ def choose(
         return
 
     def pays() -> bool:
-        earlier = [event["used"] for event in records if event["kind"] == "compile"]
-        if earlier:
-            return bool(earlier[-1])
+        earlier = settled(records, "compile")
+        if earlier is not None:
+            return bool(earlier)
         decision = decide(learner, *batch())
         record("compile", update=0, **decision.plain())
         return decision.used

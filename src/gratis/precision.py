@@ -7,6 +7,7 @@ import torch
 
 from gratis.casts import has_bf16
 from gratis.learner import Learner
+from gratis.run import settled
 
 EMULATED = (
     "this machine has no instructions for bf16 and emulates them: a step took over ten times "
@@ -45,9 +46,9 @@ def _decided(
     device: torch.device, records: Iterable[Mapping[str, Any]], record: Callable[..., None]
 ) -> str:
     """ "bf16" or "fp32": as decided earlier, or now and for good."""
-    earlier = [event["used"] for event in records if event["kind"] == "precision"]
-    if earlier:
-        return str(earlier[-1])
+    earlier = settled(records, "precision")
+    if earlier is not None:
+        return str(earlier)
     used = named("auto", device)
     reason = f"the {device.type} has {'' if used == 'bf16' else 'no '}instructions for bf16"
     record("precision", update=0, used=used, reason=reason)

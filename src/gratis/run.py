@@ -20,7 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -284,3 +284,9 @@ def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
             yield from _differences(one.get(key), other.get(key), below)
     elif one != other:
         yield where
+
+
+def settled(records: Iterable[Mapping[str, Any]], kind: str) -> Any:
+    """What a run settled on for all its life: `used` of its record of that kind, if any."""
+    found = [record["used"] for record in records if record["kind"] == kind]
+    return found[-1] if found else None
