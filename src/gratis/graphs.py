@@ -141,7 +141,8 @@ class Recording:
         self.graph = torch.cuda.CUDAGraph()
         try:
             with counts_kept(learner), self._recorded_rates():
-                with torch.cuda.graph(self.graph):
+                # what other threads do meanwhile, such as pin memory for a loader, is no part of it
+                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
                     self.metrics = learner.learn_now(method, mine, update=self._update)
                     for name, value in method.state().items():
                         self.kept[name].copy_(value)
