@@ -1,47 +1,35 @@
 """Whether a run replays CUDA graphs: tried once, compared and measured, then kept."""
 
 import copy
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gratis import trials
 from gratis.graphs import Graphs, Recording, counts_kept, refusal
 from gratis.learner import Learner
 from gratis.passes import Batch, Method
 from gratis.run import settled
 
-ROUNDS = 5
-GAIN = 1.03
-"""A graph is used where it is faster by this factor at least: less is within the noise."""
 NEAR = 0.1
 """How far from where the kernels lead a replay may end, as a share of the way there. Sums that a
 card adds up in another order each time change the signs of gradients near 0; what is drawn or
 set anew for each batch, but was recorded as a constant, changes far more."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """used: whether graphs are.  eager, replayed: median milliseconds of learning from one batch.
+@dataclass(frozen=True, kw_only=True)
+class Decision(trials.Decision):
+    """replayed: median milliseconds of learning from one batch, as `eager` is.
     apart: by how much the weights that either reached differ, as a share of the way to them.
-    seconds: what finding out cost.  reason: in words.
     """
 
-    used: bool
-    reason: str
-    eager: float | None = None
     replayed: float | None = None
     apart: float | None = None
-    seconds: float = 0.0
-
-    def plain(self) -> dict[str, Any]:
-        """For the log."""
-        return asdict(self)
 
 
 def choose(
@@ -77,21 +65,21 @@ def choose(
 def decide(learner: Learner, method: Method, batch: Batch, *, faster: bool = True) -> Decision:
     """Learn from the batch as it is and by a graph, compare, and put everything back.
 
-    faster: whether the graph must be, by GAIN, to be used.
+    faster: whether the graph must be, by trials.GAIN, to be used.
     """
     began = time.perf_counter()
     reason = refusal(learner)
     if reason is not None:
-        return Decision(False, reason)
+        return Decision(used=False, reason=reason)
     with _put_back(learner, method):
         try:
             decision = _tried(learner, method, batch, faster)
         except Exception as error:
             # what a card, a driver or a method say to recording has no common class, and none of
             # it may end a training run
-            first = (str(error).strip().splitlines() or [""])[0]
-            decision = Decision(False, f"recording failed: {type(error).__name__}: {first}")
-    return Decision(**decision.plain() | {"seconds": time.perf_counter() - began})
+            reason = f"recording failed: {trials.complaint(error)}"
+            decision = Decision(used=False, reason=reason)
+    return replace(decision, seconds=time.perf_counter() - began)
 
 
 def _tried(learner: Learner, method: Method, batch: Batch, faster: bool) -> Decision:
@@ -101,7 +89,8 @@ def _tried(learner: Learner, method: Method, batch: Batch, faster: bool) -> Deci
         learner.fit(method, batch)
     recording = graphs.record(method, learner.placed(batch))
     if recording is None:
-        return Decision(False, f"{type(learner.optimizer).__name__}'s steps cannot be recorded")
+        name = type(learner.optimizer).__name__
+        return Decision(used=False, reason=f"{name}'s steps cannot be recorded")
 
     def now() -> None:
         learner.learn_now(method, learner.placed(batch))
@@ -111,11 +100,11 @@ def _tried(learner: Learner, method: Method, batch: Batch, faster: bool) -> Deci
 
     apart = _apart(recording, replayed, now)
     if not apart < NEAR:
-        return Decision(False, f"replays part from the kernels by {apart:.2g}", apart=apart)
-    times = [(_milliseconds(now), _milliseconds(replayed)) for _ in range(ROUNDS)]
-    eager, fast = (statistics.median(column) for column in zip(*times, strict=True))
+        reason = f"replays part from the kernels by {apart:.2g}"
+        return Decision(used=False, reason=reason, apart=apart)
+    eager, fast, pays = trials.in_turns(lambda: _milliseconds(now), lambda: _milliseconds(replayed))
     reason = f"a graph takes {fast / eager:.2f} of the time"
-    return Decision(not faster or eager > GAIN * fast, reason, eager, fast, apart)
+    return Decision(used=pays or not faster, reason=reason, eager=eager, replayed=fast, apart=apart)
 
 
 def _apart(recording: Recording, *ways: Callable[[], None]) -> float:

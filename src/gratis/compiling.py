@@ -1,39 +1,25 @@
 """Whether compiling a network's forward and backward pays here: measured once, then kept."""
 
 import copy
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gratis import trials
 from gratis.learner import Learner
 from gratis.prober import Prober
 from gratis.run import settled
 
-ROUNDS = 5
-GAIN = 1.03
-"""Compiled code is used where it is faster by this factor at least: less is within the noise."""
 
+@dataclass(frozen=True, kw_only=True)
+class Decision(trials.Decision):
+    """compiled: median milliseconds of a pass and a probe of one batch, as `eager` is."""
 
-@dataclass(frozen=True)
-class Decision:
-    """used: whether compiled code is.  eager, compiled: median milliseconds of a pass and a probe
-    of one batch.  seconds: what finding out cost.  reason: in words.
-    """
-
-    used: bool
-    reason: str
-    eager: float | None = None
     compiled: float | None = None
-    seconds: float = 0.0
-
-    def plain(self) -> dict[str, Any]:
-        """For the log."""
-        return asdict(self)
 
 
 def choose(
@@ -81,14 +67,19 @@ def decide(learner: Learner, x: Tensor, y: Tensor) -> Decision:
             step(forward)
     except Exception as error:
         # the compiler's errors have no common class, and none of them may end a training run
-        first = (str(error).strip().splitlines() or [""])[0]
-        reason = f"the compiler failed: {type(error).__name__}: {first}"
-        return Decision(False, reason, seconds=time.perf_counter() - began)
-    times = [(step.milliseconds(step.model), step.milliseconds(compiled)) for _ in range(ROUNDS)]
-    eager, fast = (statistics.median(column) for column in zip(*times, strict=True))
-    used = eager > GAIN * fast
+        reason = f"the compiler failed: {trials.complaint(error)}"
+        return Decision(used=False, reason=reason, seconds=time.perf_counter() - began)
+    eager, fast, used = trials.in_turns(
+        lambda: step.milliseconds(step.model), lambda: step.milliseconds(compiled)
+    )
     reason = f"compiled code takes {fast / eager:.2f} of the time"
-    return Decision(used, reason, eager, fast, time.perf_counter() - began)
+    return Decision(
+        used=used,
+        reason=reason,
+        eager=eager,
+        compiled=fast,
+        seconds=time.perf_counter() - began,
+    )
 
 
 class _Step:
