@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gratis import add_aux, drop_aux
 from gratis.nn import PreActResNet18, group_norms, set_momentum
 from gratis.nn.auxbn import branched, equalise_speed, through
 from gratis.nn.batchnorm import untracked_statistics
+from gratis.optim.averaged import Averaged
 from gratis.prober import Prober
 from tests.normed_networks import NETWORKS, built, networks, norms, outputs, same, snapshot
 
@@ -184,7 +184,7 @@ def test_copies_and_checkpoints_are_whole(name):
 def test_averaged_weights_have_both_branches():
     model, x = built("preact-resnet18")
     add_aux(model)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    averaged = Averaged(model, 0.5)
     averaged.update_parameters(model)  # the first one is a copy
     first = snapshot(model)
     with through(model, "aux"):

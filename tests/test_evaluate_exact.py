@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gratis.attacks import build_attack
-from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS
+from gratis.attacks.search import STEPS_BETWEEN_DROPS
 from gratis.balls import L2, Ball, Linf
 from gratis.evaluate import robust_accuracy
 from tests.problems import WIDE, a_linear_problem, a_problem, batched, linear_model, own_labels

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from gratis.attacks import Attack, Attacked, autoattack
 from gratis.attacks.apgd import APGD
-from gratis.attacks.climb import _either
 from gratis.attacks.fab import BACKWARD, FAB, LARGEST_BIAS, OVERSHOOT, onto_plane
 from gratis.attacks.first_layer import input_gradients
-from gratis.attacks.search import generator_for
+from gratis.attacks.search import either, generator_for
 from gratis.attacks.square import HALVINGS, Square
 from gratis.balls import L1, L2, Ball, Linf, finite
 from gratis.budget import Meter
@@ -60,6 +59,15 @@ def one_by_one(z: Tensor, slope: Tensor, level: Tensor, ball: Ball) -> Tensor:
     return moves
 
 
+@pytest.fixture(params=[False, True], ids=["nothing to wait for", "as on a device"])
+def waiting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether attacks take the ways that never ask a device how far it has come."""
+    for place in ("search", "square", "fab"):
+        monkeypatch.setattr(f"gratis.attacks.{place}.waits", lambda at: request.param)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("waiting")
 @pytest.mark.parametrize("ball", [Linf(0.1), L2(0.1), L2(0.1, low=-1.0, high=3.0)], ids=repr)
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 def test_the_plane_is_reached_as_by_sorting(ball: Ball, dtype: torch.dtype, close: float) -> None:
@@ -103,6 +111,7 @@ def walked(model: nn.Module, x: Tensor, y: int, target: int, ball: Ball, steps: 
     return False
 
 
+@pytest.mark.usefixtures("waiting")
 @pytest.mark.parametrize("ball", [Linf(0.03), L2(0.2), L1(1.5)], ids=repr)
 def test_fab_breaks_what_a_plain_loop_breaks(ball: Ball) -> None:
     model, x, y, _ = a_problem(12)
@@ -151,7 +160,7 @@ def squared(model: nn.Module, x: Tensor, y: int, key: int, ball: Ball, queries: 
     return best
 
 
-def test_square_ends_where_asking_about_every_square_does() -> None:
+def test_square_ends_where_asking_about_every_square_does(waiting: bool) -> None:
     model, x, y, _ = a_problem(10)
     model.eval()
     ball = Linf(0.02)
@@ -162,9 +171,9 @@ def test_square_ends_where_asking_about_every_square_does() -> None:
         torch.testing.assert_close(points[i], expected, rtol=0, atol=0)
         assert bool(broken[i]) == (int(model(expected[None]).argmax()) != label)
     assert 0 < int(broken.sum()) < len(broken)
-    # squares that change no pixel cost nothing
+    # squares that change no pixel cost nothing where that can be known
     standing = int((~broken).sum())
-    assert attacked.meter.forwards < queries * standing
+    assert (attacked.meter.forwards < queries * standing) == (not waiting)
 
 
 # --- the way back to the input
@@ -248,7 +257,7 @@ def test_either_is_one_or_the_other_exactly() -> None:
     new[0], old[1] = 1e-30, 1e-38
     chosen = torch.rand(50) < 0.5
     expected = torch.where(chosen.view(-1, 1, 1, 1), new, old)
-    assert torch.equal(_either(chosen, new, old), expected)
+    assert torch.equal(either(chosen, new, old), expected)
 
 
 def test_the_batches_of_autoattack_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gratis.attacks import Attacked, build_attack
 from gratis.attacks.packing import in_batches, packed
-from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS
-from gratis.attacks.search import Attack, image_key, starts
+from gratis.attacks.search import STEPS_BETWEEN_DROPS, Attack, image_key, starts
 from gratis.balls import L1, L2, Ball, Linf
 from gratis.budget import Meter
 from gratis.evaluate import robust_accuracy

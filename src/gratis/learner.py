@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gratis.budget import Meter
 from gratis.casts import PRECISIONS, casts_kept
@@ -17,6 +16,7 @@ from gratis.nn.auxbn import equalise_speed, through
 from gratis.nn.batchnorm import PartsStatistics
 from gratis.nn.syncedbn import synced
 from gratis.optim import groups
+from gratis.optim.averaged import Averaged
 from gratis.passes import Batch, Method, Pass, seeded
 from gratis.prober import Prober
 from gratis.tasks import Classification, Task
@@ -74,15 +74,7 @@ class Learner:
         self.processes = Processes(self.device)
         self.replica = Replica(self.model, self.processes, exchange_named(gradients, seed or 0))
         self.seed = seed
-        self.averaged = (
-            AveragedModel(
-                model,
-                multi_avg_fn=get_ema_multi_avg_fn(ema),  # type: ignore[no-untyped-call]
-                use_buffers=True,
-            )
-            if ema is not None
-            else None
-        )
+        self.averaged = None if ema is None else Averaged(model, ema)
         self.updates = 0
         self.begun = 0
         self.weighed = {"main": 0.0, "aux": 0.0}

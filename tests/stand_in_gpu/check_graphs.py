@@ -76,9 +76,10 @@ def test_without_a_schedule_and_with_one_of_momentum(gpu: StandInGpu) -> None:
 
 @every_method
 def test_an_update_waits_for_nothing(gpu: StandInGpu, method: Callable[[], Method]) -> None:
-    """Recorded or not: no value, shape or tensor is fetched from the card."""
+    """Recorded or not: no value, shape or tensor is fetched from the card, and
+    none sent to it."""
     made = method()
-    ours = learner(made)
+    ours = learner(made, ema=0.9)
     ours.learn = Graphs(ours).learn
     some = list(batches((16, 12, 16, 16, 16)))
     ours.fit(made, some[0])

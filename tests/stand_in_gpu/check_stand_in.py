@@ -27,9 +27,13 @@ def test_waits_are_counted(gpu: StandInGpu) -> None:
     assert not gpu.waits
     x.sum().item()
     x[x > 0.5].cpu()
+    torch.rand(3).cuda()
+    x[torch.tensor([0, 2])]
+    torch.rand(3).pin_memory().to("cuda", non_blocking=True)
     assert gpu.waits == {
         "a value read": 1,
         "a tensor fetched": 1,
+        "a tensor sent": 2,
         "a shape that depends on values": 1,
     }
 

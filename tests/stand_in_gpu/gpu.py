@@ -83,7 +83,7 @@ class StandInGpu(TorchDispatchMode):
         if func in MEMORY or func.is_view:
             return func(*args, **kwargs)
         place = self._place(func, args, place)
-        self._check(func, given, place)
+        self._check(func, given, place, _later(args, kwargs, given))
         if torch.cuda.is_current_stream_capturing():
             return self._record(func, args, kwargs, place)
         twins = _Twins(place)
@@ -98,13 +98,17 @@ class StandInGpu(TorchDispatchMode):
             return torch.device(place)
         return torch.device("cuda", 0)
 
-    def _check(self, func: Any, given: list[Tensor], place: torch.device) -> None:
+    def _check(self, func: Any, given: list[Tensor], place: torch.device, later: bool) -> None:
         recording = torch.cuda.is_current_stream_capturing()
         across = any(t.is_cuda != (place.type == "cuda") and t.dim() for t in given)
         if across and func not in COPIES | INDEXED:
             where = [(str(t.device), tuple(t.shape)) for t in given]
             raise RuntimeError(f"{func} meets tensors of two devices: {where}")
-        found = "a tensor fetched" if func in COPIES and place.type == "cpu" else None
+        found = None
+        if func in COPIES and place.type == "cpu":
+            found = "a tensor fetched"
+        elif func in COPIES | INDEXED and not later and not all(t.is_cuda for t in given):
+            found = "a tensor sent"
         if func in COUNTED or (func in INDEXED and any(t.dtype == torch.bool for t in given)):
             found = "a shape that depends on values"
         if found is not None:
@@ -246,6 +250,12 @@ class _Random:
 
 def _draws(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags
+
+
+def _later(args: tuple[Any, ...], kwargs: dict[str, Any], given: list[Tensor]) -> bool:
+    """Whether the host goes on while it is copied, as it may from memory that is pinned."""
+    asked = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+    return asked is True and all(t.is_cuda or t.is_pinned() for t in given)
 
 
 def _on_host(t: Tensor) -> Tensor:

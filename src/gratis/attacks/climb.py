@@ -5,11 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from gratis.attacks.search import Search, shaped
+from gratis.attacks.search import STEPS_BETWEEN_DROPS, Search, either, shaped
 from gratis.balls import Ball, finite
-
-STEPS_BETWEEN_DROPS = 10
-"""Broken images leave the batch this often: rarer wastes steps, more often copies and waits."""
 
 
 class Climb(ABC):
@@ -69,7 +66,7 @@ class Climb(ABC):
 
     def back_to_best(self, chosen: Tensor) -> None:
         """Go on from the best point where `chosen` [n]."""
-        self.delta = _either(chosen, self.best, self.delta)
+        self.delta = either(chosen, self.best, self.delta)
         self.grad = torch.where(self.shaped(chosen), self.best_grad, self.grad)
 
     def shaped(self, per_image: Tensor) -> Tensor:
@@ -81,7 +78,7 @@ class Climb(ABC):
         self.value = self.search.values
         better = self.value > self.best_value
         self.best_value = torch.where(better, self.value, self.best_value)
-        self.best = _either(better, self.delta, self.best)
+        self.best = either(better, self.delta, self.best)
         self.best_grad = torch.where(self.shaped(better), self.grad, self.best_grad)
 
     def _grad(self) -> Tensor:
@@ -93,9 +90,3 @@ class Climb(ABC):
         for name, held in vars(self).items():
             if isinstance(held, Tensor):
                 setattr(self, name, held[chosen])
-
-
-def _either(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`new` where `chosen` [n], else `old`, exactly: perturbations [n, C, H, W], all finite."""
-    # at weights 0 and 1 lerp returns its ends; torch.where takes four times as long on CPUs
-    return torch.lerp(old, new, shaped(chosen.to(old), old))

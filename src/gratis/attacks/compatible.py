@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from gratis.attacks.packing import Standing, ask, packed
-from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS
-from gratis.attacks.search import Attacked, Search, shaped, starts
+from gratis.attacks.search import STEPS_BETWEEN_DROPS, Attacked, Search, shaped, starts
 from gratis.balls import Ball
 
 

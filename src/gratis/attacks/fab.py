@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gratis.attacks.first_layer import input_gradients
-from gratis.attacks.search import Attacked, shaped
+from gratis.attacks.search import Attacked, either, may_drop, shaped, waits
 from gratis.balls import Ball, finite
 
 OVERSHOOT = 1.05
@@ -52,7 +52,10 @@ class FAB:
 
 
 class _Walk:
-    """The walk of a batch of images towards one class each."""
+    """The walk of a batch of images towards one class each.
+
+    done: whose point is misclassified and in the ball [n]; it stays there.
+    """
 
     def __init__(self, attacked: Attacked, towards: Tensor) -> None:
         self.model, self.ball = attacked.model, attacked.ball
@@ -61,17 +64,20 @@ class _Walk:
         self.rows = torch.arange(len(towards), device=towards.device)
         self.point = self.x.clone()
         self.points, self.fooled = attacked.unbroken()
+        self.done = torch.zeros_like(self.fooled)
 
     def go(self, steps: int) -> tuple[Tensor, Tensor]:
         """(points, fooled) of all images after at most so many steps."""
-        for _ in range(steps):
+        for step in range(1, steps + 1):
             self._step(*self._boundary())
             self._judge()
-            if not len(self.rows):
-                break
-        self.points[self.rows] = self.ball.place(
-            self.x, self.ball.project(self.x, self.point - self.x)
-        )
+            if may_drop(step, self.x):
+                self._drop()
+                if not len(self.rows):
+                    break
+        last = self.ball.place(self.x, self.ball.project(self.x, self.point - self.x))
+        self.points[self.rows] = either(self.done, self.point, last)
+        self.fooled[self.rows] = self.done
         return self.points, self.fooled
 
     def _boundary(self) -> tuple[Tensor, Tensor]:
@@ -86,21 +92,25 @@ class _Walk:
         return gap.detach(), slope
 
     def _judge(self) -> None:
-        """Take out the images whose points do it, and lead those back whose points lie too far."""
+        """See which points do it, and lead those back that are wrong but too far."""
         # most points are wrong and led back: a gradient that came with these answers would be lost
         with torch.no_grad():
             wrong = ~self.correct(self.model(self.point), self.y)
         self.meter.forwards += len(wrong)
-        if not wrong.any():
-            return
-        done = wrong & (self.ball.size(self.point - self.x) <= self.ball.eps)
-        if done.any():
-            self.points[self.rows[done]], self.fooled[self.rows[done]] = self.point[done], True
-            left = (~done).nonzero().flatten()
-            self.rows, self.x, self.y = self.rows[left], self.x[left], self.y[left]
-            self.towards, self.point, wrong = self.towards[left], self.point[left], wrong[left]
-        share = shaped(torch.where(wrong, BACKWARD, 1.0), self.x)
+        near = self.ball.size(self.point - self.x) <= self.ball.eps
+        self.done = self.done | (wrong & near)
+        share = shaped(torch.where(wrong & ~self.done, BACKWARD, 1.0), self.x)
         self.point = torch.lerp(self.x, self.point, share.to(self.x))
+
+    def _drop(self) -> None:
+        """Take out the images that are done."""
+        if not self.done.any():
+            return
+        out = self.rows[self.done]
+        self.points[out], self.fooled[out] = self.point[self.done], True
+        left = (~self.done).nonzero().flatten()
+        self.rows, self.x, self.y = self.rows[left], self.x[left], self.y[left]
+        self.towards, self.point, self.done = self.towards[left], self.point[left], self.done[left]
 
     def _step(self, gap: Tensor, slope: Tensor) -> None:
         # the boundary's plane: slope . z = level
@@ -118,7 +128,8 @@ class _Walk:
         mixed = torch.lerp(
             self.point + OVERSHOOT * from_point, self.x + OVERSHOOT * from_image, bias
         )
-        self.point = torch.where(shaped(finite(mixed), mixed), self.ball.clip(mixed), self.point)
+        moves_on = shaped(finite(mixed) & ~self.done, mixed)
+        self.point = torch.where(moves_on, self.ball.clip(mixed), self.point)
 
 
 def onto_plane(z: Tensor, slope: Tensor, level: Tensor, ball: Ball) -> Tensor:
@@ -151,14 +162,26 @@ def _every_pixel(weight: Tensor, room: Tensor, excess: Tensor, ball: Ball) -> Te
     """How far each pixel moves [n, pixels] in Linf and L2: min(time * speed, room).
 
     What all of them gain together grows with the time, ever more slowly as pixels arrive at the
-    box. Newton's steps from 0 therefore never go too far, and end, exactly, as soon as none but
-    pixels known to have arrived do.
+    box.
     """
     flat = ball.norm == "linf"
-    tiny, largest = torch.finfo(weight.dtype).tiny, torch.finfo(weight.dtype).max
+    tiny = torch.finfo(weight.dtype).tiny
     arrival = room if flat else room / weight.clamp_min(tiny)
     gain, rate = weight * room, weight if flat else weight * weight
-    excess = excess[:, None]
+    when = _by_sorting if waits(weight) else _by_newton
+    time = when(arrival, gain, rate, excess[:, None])
+    return torch.minimum(time if flat else time * weight, room)
+
+
+def _by_newton(arrival: Tensor, gain: Tensor, rate: Tensor, excess: Tensor) -> Tensor:
+    """The time [n, 1] at which all pixels [n, pixels] together have gained `excess` [n, 1].
+
+    A pixel gains at its rate until its arrival, by then `gain`. Where all gain less than is
+    wanted, a time after the last arrival. Newton's steps from 0 never go too far, since what is
+    gained grows ever more slowly, and end, exactly, as soon as none but pixels known to have
+    arrived do.
+    """
+    tiny, largest = torch.finfo(rate.dtype).tiny, torch.finfo(rate.dtype).max
     time = torch.zeros_like(excess)
     while True:
         # 1 for pixels on their way, 0 for others: on CPUs masks are slower than numbers
@@ -168,6 +191,21 @@ def _every_pixel(weight: Tensor, room: Tensor, excess: Tensor, ball: Ball) -> Te
         later = ((excess - arrived) / still.clamp_min(tiny)).clamp_max(largest)
         # not "until equal": what is no number would go on for ever
         if not (later > time).any():
-            break
+            return time
         time = torch.maximum(time, later)
-    return torch.minimum(time if flat else time * weight, room)
+
+
+def _by_sorting(arrival: Tensor, gain: Tensor, rate: Tensor, excess: Tensor) -> Tensor:
+    """As `_by_newton`, in one go: the last of the times at which each stretch between arrivals,
+    drawn out in a straight line, would reach `excess`, since what is gained grows ever more slowly.
+
+    A CPU takes far longer to sort; elsewhere no step may ask how far it has come, for that is to
+    wait for the device.
+    """
+    tiny, largest = torch.finfo(rate.dtype).tiny, torch.finfo(rate.dtype).max
+    order = arrival.argsort(1)
+    gain, rate = gain.gather(1, order), rate.gather(1, order)
+    arrived = gain.cumsum(1) - gain
+    still = rate.flip(1).cumsum(1).flip(1)
+    reached = ((excess - arrived) / still.clamp_min(tiny)).clamp_max(largest)
+    return reached.amax(1, keepdim=True).clamp_min(0)

@@ -8,13 +8,9 @@ from torch import Tensor
 
 from gratis.attacks.packing import Standing, ask, packed
 from gratis.attacks.pgd import pgd
-from gratis.attacks.search import Attacked, Search, shaped, starts
+from gratis.attacks.search import STEPS_BETWEEN_DROPS, Attacked, Search, shaped, starts
 from gratis.balls import Ball
 from gratis.losses import margin
-
-STEPS_BETWEEN_DROPS = 10
-"""Steps of a stage. Broken images leave between stages: longer ones waste steps, shorter ones
-copy more and wait for the device more often."""
 
 
 @dataclass(frozen=True)

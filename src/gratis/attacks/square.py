@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gratis.attacks.search import Attacked, generator_for
+from gratis.attacks.search import Attacked, either, generator_for, may_drop, waits
 from gratis.attacks.windows import Windows, window
 from gratis.balls import Ball
 from gratis.losses import margin
@@ -55,24 +55,22 @@ class Square:
         rows = torch.arange(len(broken), device=broken.device)
         proposals = self._proposals(attacked)
         best = proposals.first(attacked.x)
-        value, wrong = _ask(attacked, best, rows)
+        value, wrong = _ask(attacked, best, attacked.y)
         for query in range(1, self.queries):
-            if wrong.any():
+            if may_drop(query, best) and wrong.any():
                 adversarial[rows[wrong]], broken[rows[wrong]] = best[wrong], True
                 left = (~wrong).nonzero().flatten()
                 if not len(left):
                     return adversarial, broken
                 attacked, rows, best, value = attacked.of(left), rows[left], best[left], value[left]
+                wrong = wrong[left]
                 proposals.keep(left)
             tried = proposals.next(query, self._area(query, best), attacked.x, best)
-            # what changes no pixel changes no answer: the model is not asked
-            asked = (tried - best).flatten(1).abs().amax(1).nonzero().flatten()
-            tried = tried if len(asked) == len(best) else tried[asked]
-            found, fooled = _ask(attacked, tried, asked)
-            taken = ((found > value[asked]) | fooled).nonzero().flatten()
-            at = asked[taken]
-            best[at], value[at] = tried[taken], found[taken]
-            wrong = torch.zeros_like(value, dtype=torch.bool).index_fill(0, asked[fooled], True)
+            found, fooled = _ask_if_changed(attacked, tried, best, value)
+            # a point that fools the model stays, until its image may leave
+            taken = ((found > value) | fooled) & ~wrong
+            best, value = either(taken, tried, best), torch.where(taken, found, value)
+            wrong = wrong | fooled
         adversarial[rows], broken[rows] = best, wrong
         return adversarial, broken
 
@@ -89,11 +87,25 @@ class Square:
         return self.share * height * width / float(2**halvings)
 
 
-def _ask(attacked: Attacked, points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The margin at the points [n] of the images at `rows`, and whether they are misclassified."""
-    if not len(rows):
-        return points.new_empty(0), rows.to(torch.bool)
-    labels = attacked.y[rows]
+def _ask_if_changed(
+    attacked: Attacked, tried: Tensor, best: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `_ask` at the points `tried`. What changes no pixel of `best` changes no answer: the model
+    is not asked about it, but where to know that is to wait.
+    """
+    if waits(tried):
+        return _ask(attacked, tried, attacked.y)
+    asked = (tried - best).flatten(1).abs().amax(1).nonzero().flatten()
+    if len(asked) == len(tried):
+        return _ask(attacked, tried, attacked.y)
+    found, fooled = value.clone(), torch.zeros_like(value, dtype=torch.bool)
+    if len(asked):
+        found[asked], fooled[asked] = _ask(attacked, tried[asked], attacked.y[asked])
+    return found, fooled
+
+
+def _ask(attacked: Attacked, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The margin [n] at points with these labels, and whether they are misclassified."""
     with torch.no_grad():
         logits = attacked.model(points)
     attacked.meter.forwards += len(points)

@@ -35,6 +35,7 @@ class Windows:
         self.tiles = torch.stack(tiles).to(x.device)
         self.drawn = torch.stack(drawn, 1).to(x.device)
         self.rows = torch.arange(len(x), device=x.device)
+        self.made: dict[int, Tensor] = {}
 
     def keep(self, chosen: Tensor) -> None:
         self.rows = self.rows[chosen]
@@ -84,13 +85,19 @@ class Windows:
 
     def _bumps(self, share: Tensor, side: int, x: Tensor) -> Tensor:
         """Bumps [..., side, side] of length 1, upright or lying as the shares [...] say."""
+        if side not in self.made:  # once a side: to send it to a device is to wait for that
+            self.made[side] = self._both_ways(side).to(x)
+        return self.made[side][(share < 0.5).long()]
+
+    def _both_ways(self, side: int) -> Tensor:
+        """The bump upright and lying, [2, side, side]."""
         upper = side // 2
         halves = [
             rising * self._unit(self._pile(rows, side).flatten()).view(rows, side)
             for rising, rows in ((1, upper), (-1, side - upper))
         ]
         upright = self._unit(torch.cat(halves).flatten()).view(side, side)
-        return torch.stack([upright, upright.T]).to(x)[(share < 0.5).long()]
+        return torch.stack([upright, upright.T])
 
     def _pile(self, rows: int, columns: int) -> Tensor:
         """Highest in the middle: rectangles of growing size laid on each other, ever thinner."""

@@ -11,7 +11,7 @@ from gratis.attacks.apgd import APGD
 from gratis.attacks.autoattack import AutoAttack
 from gratis.attacks.compatible import FastCodePGD
 from gratis.attacks.fab import FAB
-from gratis.attacks.pgd_attack import STEPS_BETWEEN_DROPS
+from gratis.attacks.search import STEPS_BETWEEN_DROPS
 from gratis.attacks.square import Square
 from gratis.balls import Ball
 from gratis.budget import Meter
