@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "gratis"
 
 LAYERS = [
     {"names", "budget", "scaling", "balls", "losses", "figures", "checkpoint", "files", "launched"}
-    | {"quantiser", "boxes", "trials"},
+    | {"quantiser", "boxes", "trials", "clock"},
     {"comm_hooks", "schema", "nn", "tasks", "run", "sections", "weights", "casts"},
     {"optim", "data", "prober", "recipe", "report", "distributed"},
     {"passes", "training_data"},

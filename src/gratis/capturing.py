@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gratis import trials
+from gratis import clock, trials
 from gratis.graphs import Graphs, Recording, counts_kept, refusal
 from gratis.learner import Learner
 from gratis.passes import Batch, Method
@@ -102,7 +103,8 @@ def _tried(learner: Learner, method: Method, batch: Batch, faster: bool) -> Deci
     if not apart < NEAR:
         reason = f"replays part from the kernels by {apart:.2g}"
         return Decision(used=False, reason=reason, apart=apart)
-    eager, fast, pays = trials.in_turns(lambda: _milliseconds(now), lambda: _milliseconds(replayed))
+    timed = (partial(_milliseconds, way, learner.device) for way in (now, replayed))
+    eager, fast, pays = trials.in_turns(*timed)
     reason = f"a graph takes {fast / eager:.2f} of the time"
     return Decision(used=pays or not faster, reason=reason, eager=eager, replayed=fast, apart=apart)
 
@@ -139,12 +141,10 @@ def _distance(some: list[Tensor], others: list[Tensor]) -> float:
     return float(torch.stack(squares).sum().sqrt())
 
 
-def _milliseconds(learn: Callable[[], None]) -> float:
-    torch.cuda.synchronize()
-    clock = time.perf_counter()
+def _milliseconds(learn: Callable[[], None], device: torch.device) -> float:
+    began = clock.seconds(device)
     learn()
-    torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - clock)
+    return 1000 * (clock.seconds(device) - began)
 
 
 @contextmanager

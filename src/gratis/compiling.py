@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gratis import trials
+from gratis import clock, trials
 from gratis.learner import Learner
 from gratis.prober import Prober
 from gratis.run import settled
@@ -100,10 +100,8 @@ class _Step:
             loss = self.task.loss(forward(self.x), self.y)
         loss.backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad(set_to_none=True)
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     def milliseconds(self, forward: Callable[[Tensor], Tensor]) -> float:
-        clock = time.perf_counter()
+        began = clock.seconds(self.x.device)
         self(forward)
-        return 1000 * (time.perf_counter() - clock)
+        return 1000 * (clock.seconds(self.x.device) - began)

@@ -1,8 +1,10 @@
 """Runs, data and attacks on a GPU: tensors lie where they must, and come out as on the CPU."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +53,45 @@ def test_a_run_resumes_as_if_nothing_had_happened(
     assert_same(final_state(run.path), final_state(whole.path))
     decisions = [event for event in run.log() if event["kind"] == "graph"]
     assert [(event["used"], event["apart"]) for event in decisions] == [(True, 0)]
+
+
+class Queue(Counter[str]):
+    """In place of a card's waits: batches queue up, a second each, until the host waits for any."""
+
+    queued = now = 0
+
+    def finish(self, *_: object) -> None:
+        self.now, self.queued = self.now + self.queued, 0
+
+    def __setitem__(self, what: str, count: int) -> None:
+        self.finish()
+        super().__setitem__(what, count)
+
+
+@pytest.mark.parametrize("every", [0.4, 5.0])
+def test_seconds_are_those_of_the_card_to_the_last_batch(
+    gpu: StandInGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float
+) -> None:
+    queue = gpu.waits = Queue()
+    fit = Learner.fit
+
+    def queued(*args: object, **kwargs: object) -> object:
+        metrics = fit(*args, **kwargs)
+        queue.queued += 1
+        return metrics
+
+    monkeypatch.setattr(Learner, "fit", queued)
+    monkeypatch.setattr(torch.cuda, "synchronize", queue.finish)
+    for place in ("clock", "training.loop"):
+        monkeypatch.setattr(f"gratis.{place}.time", SimpleNamespace(perf_counter=lambda: queue.now))
+    # the last epoch is not whole: its end does not wait for the card
+    settings = (f"check.every={every}", "engine.graph=off", "guard.mode=off")
+    settings += ("data.limit=264", "budget.passes=13.5")
+    run = train.run(recipe("natural", *settings), tmp_path / "run")
+    steps = [event for event in run.log() if event["kind"] == "step"]
+    assert run.results is not None
+    assert run.results["budget"]["seconds"] == steps[-1]["seconds"] == len(steps)
+    assert steps[-1]["epoch"] % 1
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])

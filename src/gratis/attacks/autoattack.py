@@ -1,13 +1,13 @@
 """AutoAttack, standard version: four attacks in sequence, each on what is still standing."""
 
 import math
-import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from gratis import clock
 from gratis.attacks.apgd import APGD, CLASSES_NEEDED
 from gratis.attacks.fab import FAB
 from gratis.attacks.search import Attack, Attacked, Part
@@ -68,13 +68,13 @@ class AutoAttack:
             todo = given.nonzero().flatten()
             if not len(todo):
                 break
-            clock, meter = time.perf_counter(), Meter()
+            began, meter = clock.seconds(broken.device), Meter()
             batches = todo.tensor_split(_batches(attacked, len(todo)))
             for done, rows in enumerate(batches):
                 some = replace(attacked.of(rows), meter=meter)
                 adversarial[rows], broken[rows] = attack(some)
                 attacked.tell((place + (done + 1) / len(batches)) / len(STANDARD))
-            seconds = time.perf_counter() - clock
+            seconds = clock.seconds(broken.device) - began
             attacked.meter.add(meter)
             attacked.parts.append(Part(attack.name, given, given & broken, seconds, meter))
         return adversarial, broken

@@ -24,7 +24,7 @@ class FAB:
     Source: Croce & Hein 2020b ("Minimally distorted adversarial examples"), algorithm 1 and
     section 3; the targeted variant and its constants as in AutoAttack's released code.
     Differs from the code: an image is done once a misclassified point lies in the ball; no weight
-    gradients; the projections are found without sorting.
+    gradients; on a CPU the projections are found without sorting.
     """
 
     name: str

@@ -1,6 +1,5 @@
 """Clean and robust accuracy of a model under stated attacks."""
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from gratis import clock
 from gratis.attacks import Attack, Attacked, build_attack
 from gratis.attacks.packing import in_batches, packed, portion
 from gratis.attacks.search import Part, image_key
@@ -193,13 +193,13 @@ def _together(
 def _answer(plan: list[Attack], attacked: Attacked, alone: bool, points: int) -> Answered:
     """One pool under every attack; the first `points` images' points are kept."""
     x = attacked.x
-    clock = time.perf_counter()
+    began = clock.seconds(x.device)
     clean = _right(attacked, torch.arange(len(x)), x)
-    seconds = [time.perf_counter() - clock]
+    seconds = [clock.seconds(x.device) - began]
     columns, meters, parts = [clean], [attacked.meter], []
     found = [x.new_empty((0, points, *x.shape[1:]))]
     for place, attack in enumerate(plan):
-        clock = time.perf_counter()
+        began = clock.seconds(x.device)
         tell = portion(attacked.tell, place / len(plan), 1 / len(plan))
         given = replace(attacked, meter=Meter(), parts=[], tell=tell)
         adversarial, standing = _under(attack, given, clean if alone else columns[-1])
@@ -207,7 +207,7 @@ def _answer(plan: list[Attack], attacked: Attacked, alone: bool, points: int) ->
         meters.append(given.meter)
         parts.append(given.parts)
         found.append(adversarial[None, :points])
-        seconds.append(time.perf_counter() - clock)
+        seconds.append(clock.seconds(x.device) - began)
     return Answered(torch.stack(columns, 1).cpu(), seconds, meters, parts, torch.cat(found).cpu())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gratis import capturing, compiling
+from gratis import capturing, clock, compiling
 from gratis.assess import Progress, nowhere
 from gratis.budget import Meter, passes_of
 from gratis.guard import Outcome, watchers
@@ -100,7 +100,7 @@ class Training:
         if self.done:
             return
         self.progress("train", self.learner.updates, self.plan.updates, "")
-        self._clock = self._saved = time.perf_counter()
+        self._clock = self._saved = clock.seconds(self.learner.device)
         while self._going:
             loader = self.loader
             self._note_phase()
@@ -194,7 +194,7 @@ class Training:
                 if found is not None:
                     self.method, event = found
                     self.journal.event("guard", **self._position, **event)
-        self._clock = time.perf_counter()
+        self._clock = clock.seconds(self.learner.device)
 
     def _outcome(self, model: nn.Module) -> Outcome:
         """One process judges for all, so that all decide alike."""
@@ -224,7 +224,7 @@ class Training:
         return passes_of(self.processes.world * thirds, self.images)
 
     def _flush(self) -> None:
-        now = time.perf_counter()
+        now = clock.seconds(self.learner.device)
         self.seconds += now - self._clock
         self._clock = now
         if self.journal.empty:
@@ -241,10 +241,10 @@ class Training:
         """Whether the last checkpoint is long ago, by one clock; asked where all meet anyway."""
         if self.processes.world > 1 and not self.journal.empty:
             return False
-        seconds = time.perf_counter() - self._saved
+        seconds = time.perf_counter() - self._saved  # as it is: nothing waits at a batch
         return self.processes.told(seconds)[0] > self.recipe.engine.checkpoint_seconds
 
     def _save(self) -> None:
         self._flush()
         self.directory.save_checkpoint("last", state_of(self))
-        self._clock = self._saved = time.perf_counter()
+        self._clock = self._saved = clock.seconds(self.learner.device)
