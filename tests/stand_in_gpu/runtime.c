@@ -1,8 +1,8 @@
 /* A CUDA runtime and driver without a GPU: one device whose memory is the host's.
 
    What PyTorch asks before it has tensors on a card, and what it asks of graphs. Kernels are not
-   launched: gpu.py computes them. A stream that is being recorded refuses to be waited for, as
-   the real one does. */
+   launched: gpu.py computes them, or nobody does (check_host_code.py). A stream that is being
+   recorded refuses to be waited for, as the real one does; how often the host waited is counted. */
 
 #include <driver_types.h>
 #include <stdint.h>
@@ -15,6 +15,8 @@
 static void *recorded;
 static unsigned long long recording;
 static int spoiled;
+static unsigned long long waits;
+unsigned long long stand_in_waits(void) { return waits; }
 
 int cudaGetDeviceCount(int *count) { *count = 1; DONE; }
 int cudaGetDevice(int *device) { *device = 0; DONE; }
@@ -44,7 +46,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *is, int device) {
 }
 
 int cudaMemGetInfo(size_t *left, size_t *all) { *left = *all = 1ull << 37; DONE; }
-int cudaMalloc(void **at, size_t bytes) { *at = malloc(bytes); DONE; }
+int cudaMalloc(void **at, size_t bytes) { *at = calloc(1, bytes); DONE; }
 int cudaFree(void *at) { free(at); DONE; }
 
 /* the host's memory that a card reads by itself ("pinned"); PyTorch keeps such blocks */
@@ -77,6 +79,7 @@ int cudaPointerGetAttributes(struct cudaPointerAttributes *is, const void *at) {
 }
 int cudaHostGetDevicePointer(void **there, void *here, unsigned flags) { *there = here; DONE; }
 int cudaMemcpy(void *to, const void *from, size_t bytes, int kind) {
+  waits++;
   memcpy(to, from, bytes);
   DONE;
 }
@@ -84,6 +87,29 @@ int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *st
   memcpy(to, from, bytes);
   DONE;
 }
+
+int cudaMemsetAsync(void *at, int value, size_t bytes, void *stream) {
+  memset(at, value, bytes);
+  DONE;
+}
+
+/* kernels, of which some ask first how large they may be */
+int cudaLaunchKernel(const void *kernel, unsigned long long x, unsigned y, unsigned long long z,
+                     unsigned w, void **given, size_t shared, void *stream) { DONE; }
+int cudaLaunchKernelExC(void *shape, const void *kernel, void **given) { DONE; }
+int cudaFuncGetAttributes(struct cudaFuncAttributes *is, const void *kernel) {
+  memset(is, 0, sizeof *is);
+  is->maxThreadsPerBlock = 1024;
+  is->numRegs = 32;
+  is->ptxVersion = is->binaryVersion = 90;
+  DONE;
+}
+int cudaFuncSetAttribute(const void *kernel, int which, int value) { DONE; }
+int cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const void *kernel, int threads,
+                                                  size_t shared) { *blocks = 2; DONE; }
+int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, const void *kernel,
+                                                           int threads, size_t shared,
+                                                           unsigned flags) { *blocks = 2; DONE; }
 
 int cudaStreamCreateWithPriority(void **stream, unsigned flags, int priority) {
   static uintptr_t last = 64;
@@ -95,15 +121,15 @@ int cudaStreamQuery(void *stream) {
   spoiled |= forbidden;
   return forbidden ? FORBIDDEN : 0;
 }
-int cudaStreamSynchronize(void *stream) { return cudaStreamQuery(stream); }
-int cudaDeviceSynchronize(void) { return recorded ? FORBIDDEN : 0; }
+int cudaStreamSynchronize(void *stream) { waits++; return cudaStreamQuery(stream); }
+int cudaDeviceSynchronize(void) { waits++; return recorded ? FORBIDDEN : 0; }
 int cudaStreamWaitEvent(void *stream, void *event, unsigned flags) { DONE; }
 int cudaEventCreateWithFlags(void **event, unsigned flags) { *event = (void *)64; DONE; }
 int cudaEventDestroy(void *event) { DONE; }
 int cudaEventRecord(void *event, void *stream) { DONE; }
 int cudaEventRecordWithFlags(void *event, void *stream, unsigned flags) { DONE; }
 int cudaEventQuery(void *event) { DONE; }
-int cudaEventSynchronize(void *event) { return recorded ? FORBIDDEN : 0; }
+int cudaEventSynchronize(void *event) { waits++; return recorded ? FORBIDDEN : 0; }
 int cudaEventElapsedTime(float *milliseconds, void *from, void *to) { *milliseconds = 1; DONE; }
 
 int cudaThreadExchangeStreamCaptureMode(int *mode) { DONE; }

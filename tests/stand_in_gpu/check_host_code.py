@@ -1,0 +1,144 @@
+"""PyTorch's own code for a card, its kernels left out.
+
+What may be recorded, and how often the host waits, is decided by that code alone. Nothing is
+computed, so that nothing here looks at values.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gratis import L1, L2, Linf, Natural, add_aux
+from gratis.attacks import Attack, Attacked, build_attack
+from gratis.attacks.apgd import APGD
+from gratis.attacks.fab import FAB
+from gratis.attacks.square import Square
+from gratis.balls import Ball
+from gratis.budget import Meter
+from gratis.graphs import Graphs
+from gratis.losses import cross_entropy
+from gratis.passes import Batch, Method, Pass, Probe
+from gratis.tasks import Classification
+from tests.stand_in_gpu import learning
+from tests.stand_in_gpu.learning import METHODS, SGD
+
+ADAM = partial(torch.optim.AdamW, lr=1e-3)
+RECORDED = {name: made for name, made in METHODS.items() if name != "gradalign"}
+"""GradAlign's second derivative multiplies matrices, for which the driver would be asked."""
+
+
+class Logits(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :50].unflatten(1, (10, 5)).mean(2)
+
+
+def network(auxiliary: bool = False) -> nn.Module:
+    """Without matrix products, for which the driver would be asked: each channel by itself."""
+    layers = [nn.Conv2d(3, 6, 3, stride=2, groups=3), nn.BatchNorm2d(6), nn.SiLU()]
+    layers += [nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.Dropout(0.2), Logits()]
+    model = nn.Sequential(*layers)
+    return (add_aux(model) if auxiliary else model).cuda()
+
+
+@pytest.fixture(autouse=True)
+def without_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    monkeypatch.setattr(learning, "network", network)
+
+
+@pytest.fixture
+def waits() -> Callable[[], int]:
+    """How often the host has waited so far."""
+    counted = ctypes.CDLL(os.environ["LD_PRELOAD"]).stand_in_waits
+    counted.restype = ctypes.c_ulonglong
+    return counted
+
+
+def batches(*sizes: int) -> Iterator[Batch]:
+    for size in sizes:
+        y = torch.zeros(size, dtype=torch.long, device="cuda")
+        yield Batch(torch.zeros(size, 3, 12, 12, device="cuda"), y)
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", RECORDED.values(), ids=RECORDED)
+def test_updates_may_be_recorded_and_wait_for_nothing(
+    method: Callable[[], Method], precision: str, optimizer: partial[torch.optim.Optimizer],
+    waits: Callable[[], int],
+) -> None:  # fmt: skip
+    made = method()
+    ours = learning.learner(made, optimizer, ema=0.9, precision=precision)
+    graphs = Graphs(ours)
+    ours.learn = graphs.learn
+    some = list(batches(16, 16, 16, 16, 12))
+    for batch in some[:2]:
+        ours.fit(made, batch)
+    assert graphs.recording is not None
+    before = waits()
+    for batch in some[2:]:
+        ours.fit(made, batch)
+    assert waits() == before
+
+
+class Reads(Natural):
+    def passes(self, batch: Batch, probe: Probe) -> Iterator[Pass]:
+        float(batch.x.sum())
+        yield from super().passes(batch, probe)
+
+
+def averages(model: nn.Module) -> AveragedModel:
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+
+
+@pytest.mark.parametrize("what", ["a method that reads", "averages that send"])
+def test_what_waits_is_found_out(what: str, waits: Callable[[], int]) -> None:
+    method = Reads() if what == "a method that reads" else Natural()
+    ours = learning.learner(method, ema=0.9)
+    if what == "averages that send":
+        ours.averaged = averages(ours.model)  # type: ignore[assignment]
+    first, second = batches(16, 16)
+    before = waits()
+    ours.fit(method, first)
+    ours.fit(method, second)
+    assert waits() > before
+    ours.learn = Graphs(ours).learn
+    ours.fit(method, first)
+    with pytest.warns(UserWarning, match="could not be recorded"):
+        ours.fit(method, second)
+
+
+@pytest.mark.parametrize("ball", [Linf(1e-9), L2(1e-9), L1(1e-9)], ids=["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda n: APGD("apgd-ce", steps=n, restarts=1),
+        lambda n: APGD("apgd-t", "dlr-t", steps=n, targets=2),
+        lambda n: FAB("fab-t", steps=n, targets=2),
+        lambda n: Square("square", queries=n),
+        lambda n: build_attack(f"pgd-{n}-2"),
+        lambda n: build_attack(f"pgd-{n}:bf16"),
+    ],
+    ids=["apgd-ce", "apgd-t", "fab-t", "square", "pgd", "pgd:bf16"],
+)
+def test_attacks_wait_for_nothing_at_a_step(
+    made: Callable[[int], Attack], ball: Ball, waits: Callable[[], int]
+) -> None:
+    """Seven steps more, among which no broken image may leave, are not one wait more."""
+    model, (batch,) = network().eval(), batches(8)
+    counts = []
+    for steps in (12, 19):
+        before = waits()
+        given = Attacked(
+            *(model, batch.x, batch.y, ball, cross_entropy, Classification().correct),
+            *(list(range(8)), Meter()),
+        )
+        made(steps)(given)
+        counts.append(waits() - before)
+    assert counts[0] == counts[1]
