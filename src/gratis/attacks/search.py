@@ -211,6 +211,13 @@ def image_key(seed: int, image: Tensor, label: int) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
+def image_keys(seed: int, x: Tensor, y: Tensor) -> list[int]:
+    """The keys of images x [B, C, H, W] with labels y [B]."""
+    # all at once from where they lie: to fetch one from a device takes as long
+    pairs = zip(x.cpu(), y.tolist(), strict=True)
+    return [image_key(seed, image, label) for image, label in pairs]
+
+
 def generator_for(key: int, *what: str | int) -> torch.Generator:
     """A CPU generator that is a function of an image's key and of what is drawn."""
     text = "/".join(str(part) for part in (key, *what))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gratis.attacks import Attacked, build_attack
-from gratis.attacks.search import image_key
+from gratis.attacks.search import image_keys
 from gratis.balls import Ball
 from gratis.budget import Meter
 from gratis.evaluate.robustness import as_evaluated
@@ -45,7 +45,7 @@ def attack(
         with torch.no_grad():
             right = task.correct(model(x), y).nonzero().flatten()
         if len(right):
-            keys = [image_key(seed, image, int(label)) for image, label in zip(x, y, strict=True)]
+            keys = image_keys(seed, x, y)
             whole = Attacked(
                 model, x, y, ball, task.losses, task.correct, keys, Meter(), start=start
             )

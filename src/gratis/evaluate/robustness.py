@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gratis import clock
 from gratis.attacks import Attack, Attacked, build_attack
 from gratis.attacks.packing import in_batches, packed, portion
-from gratis.attacks.search import Part, image_key
+from gratis.attacks.search import Part, image_keys
 from gratis.balls import Ball
 from gratis.budget import Meter
 from gratis.evaluate.answered import Answered, Outcomes, joined
@@ -112,9 +112,7 @@ def robust_accuracy(
     done = 0
     with as_evaluated(model):
         for place, (x, y, size) in enumerate(_pools(loader, ball, device)):
-            keys = [
-                _key(seed, image, int(label), duplicates) for image, label in zip(x, y, strict=True)
-            ]
+            keys = _keys(seed, x, y, duplicates)
             if not turn(place):
                 done += len(x)
                 continue
@@ -249,11 +247,13 @@ def _right(attacked: Attacked, rows: Tensor, points: Tensor) -> Tensor:
     return torch.cat(answers)
 
 
-def _key(seed: int, image: Tensor, label: int, duplicates: dict[int, int]) -> int:
-    """The image's key; the n-th copy of the same image and label gets one of its own."""
-    key = image_key(seed, image, label)
-    duplicates[key] = copy = duplicates.get(key, -1) + 1
-    return key + copy
+def _keys(seed: int, x: Tensor, y: Tensor, duplicates: dict[int, int]) -> list[int]:
+    """The images' keys; the n-th copy of the same image and label gets one of its own."""
+    found = []
+    for key in image_keys(seed, x, y):
+        duplicates[key] = copy = duplicates.get(key, -1) + 1
+        found.append(key + copy)
+    return found
 
 
 def _examples(model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Examples:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from gratis.attacks.search import generator_for, image_key
+from gratis.attacks.search import generator_for, image_keys
 from gratis.balls import Ball
 from gratis.evaluate.checks.outcome import Check, Outcome
 from gratis.evaluate.checks.subject import Subject
@@ -132,7 +132,7 @@ def _random_points(subject: Subject) -> Outcome:
 def _by_noise(subject: Subject, x: Tensor, y: Tensor) -> Tensor:
     """Which images [b] some random point of the ball or some corner of it breaks."""
     broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    keys = [image_key(subject.seed, image, int(label)) for image, label in zip(x, y, strict=True)]
+    keys = image_keys(subject.seed, x, y)
     generators = [generator_for(key, "noise") for key in keys]
     for draw in range(2 * NOISES):
         todo = (~broken).nonzero().flatten()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gratis.attacks import Attacked, build_attack
 from gratis.attacks.apgd import CLASSES_NEEDED
-from gratis.attacks.search import image_key
+from gratis.attacks.search import image_keys
 from gratis.evaluate.checks.outcome import Outcome
 from gratis.evaluate.checks.outputs import Answers
 from gratis.evaluate.checks.subject import Subject, thirds
@@ -42,7 +42,7 @@ def asking(subject: Subject) -> float:
 
 def attacked(subject: Subject) -> Points:
     x, y = subject.at_once(IMAGES)
-    keys = [image_key(subject.seed, image, int(label)) for image, label in zip(x, y, strict=True)]
+    keys = image_keys(subject.seed, x, y)
     task = subject.task
     with as_evaluated(subject.model):
         point, broken = build_attack(ATTACK)(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gratis.attacks.search import generator_for, image_key
+from gratis.attacks.search import generator_for, image_keys
 from gratis.balls import Ball
 from gratis.evaluate.checks.outcome import Outcome
 from gratis.evaluate.checks.subject import Subject
@@ -68,8 +68,8 @@ def _of_batch(subject: Subject, x: Tensor, y: Tensor) -> Slopes:
 
 def _samples(seed: int, x: Tensor, y: Tensor, ball: Ball) -> Tensor:
     drawn = [
-        ball.sample(image[None].cpu(), generator_for(image_key(seed, image, int(label)), "near"))
-        for image, label in zip(x, y, strict=True)
+        ball.sample(image[None], generator_for(key, "near"))
+        for image, key in zip(x.cpu(), image_keys(seed, x, y), strict=True)
     ]
     return torch.cat(drawn).to(x)
 
