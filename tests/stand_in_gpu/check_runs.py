@@ -2,7 +2,6 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,19 +12,15 @@ import torch.nn.functional as F
 from PIL import Image
 
 from gratis import L1, L2, Free, Learner, Linf, Natural, robust_accuracy, train
-from gratis.attacks import Attack, Attacked, build_attack
 from gratis.attacks.apgd import APGD
 from gratis.attacks.fab import FAB
 from gratis.attacks.square import Square
 from gratis.balls import Ball
-from gratis.budget import Meter
 from gratis.data import StreamLoader
 from gratis.data.streamed import Keeping
 from gratis.graphs import Graphs
-from gratis.losses import cross_entropy
 from gratis.passes import Batch
 from gratis.recipe import Recipe
-from gratis.tasks import Classification
 from tests import detection_recipes
 from tests.dying import assert_same, dies, final_state
 from tests.recipes import tiny
@@ -169,31 +164,3 @@ def test_attacks_find_what_they_find_on_the_cpu(
     ]
     assert torch.equal(outcomes[0], outcomes[1])
     assert outcomes[0][:, 0].any(), "else there was nothing to attack"
-
-
-@pytest.mark.parametrize("ball", [Linf(1e-9), L2(1e-9), L1(1e-9)], ids=["linf", "l2", "l1"])
-@pytest.mark.parametrize(
-    "made",
-    [
-        lambda n: APGD("apgd-ce", steps=n, restarts=1),
-        lambda n: APGD("apgd-t", "dlr-t", steps=n, targets=2),
-        lambda n: FAB("fab-t", steps=n, targets=2),
-        lambda n: Square("square", queries=n),
-        lambda n: build_attack(f"pgd-{n}-2"),
-        lambda n: build_attack(f"pgd-{n}:bf16"),
-    ],
-    ids=["apgd-ce", "apgd-t", "fab-t", "square", "pgd", "pgd:bf16"],
-)
-def test_nothing_waits_for_the_card_at_a_step(
-    gpu: StandInGpu, made: Callable[[int], Attack], ball: Ball
-) -> None:
-    """Seven steps more, among which no broken image may leave, are not one wait more."""
-    model, x = small_net().cuda().eval(), some_batches((8,))[0][0].cuda()
-    labels, judge = model(x).argmax(1), Classification().correct
-    waits = []
-    for steps in (12, 19):
-        gpu.waits.clear()
-        keys = list(range(len(x)))
-        made(steps)(Attacked(model, x, labels, ball, cross_entropy, judge, keys, Meter()))
-        waits.append(gpu.waits.copy())
-    assert waits[0] == waits[1]
