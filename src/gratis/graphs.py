@@ -17,6 +17,10 @@ from gratis.learner import Learner, Metrics
 from gratis.optim.groups import Settings
 from gratis.passes import Batch, Method
 
+TOLD = torch.__version__ < "2.14"
+"""Whether PyTorch must be told which generators a graph draws from, and leaves the device's own
+where it was when a recording failed, so that nothing could be drawn any more."""
+
 
 class Graphs:
     """Lets `learner` replay a recording for batches of the shape that came twice in a row:
@@ -110,6 +114,12 @@ def _takes_tensors(learner: Learner) -> bool:
     return able and rates == {"lr"}
 
 
+def _record_nothing(device: torch.device) -> None:
+    """A recording that ends, and with it what one that failed has left of itself."""
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(1, device=device)
+
+
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """What the optimizer's groups say; of tensors, whose values may change, which they are."""
     return [
@@ -139,6 +149,8 @@ class Recording:
         mine = replace(batch, x=self.x, y=self.y, generator=self.generator)
         spent, stream = vars(learner.spent).copy(), torch.cuda.current_stream()
         self.graph = torch.cuda.CUDAGraph()
+        if self.generator is not None and TOLD:
+            self.graph.register_generator_state(self.generator)
         try:
             with counts_kept(learner), self._recorded_rates():
                 # what other threads do meanwhile, such as pin memory for a loader, is no part of it
@@ -151,6 +163,8 @@ class Recording:
         except Exception:
             torch.cuda.set_stream(stream)  # where recording cannot be ended, PyTorch does not
             method.load_state(before)
+            if TOLD:
+                _record_nothing(learner.device)
             raise
         finally:
             trained = list(learner.model.parameters())
