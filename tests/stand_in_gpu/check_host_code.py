@@ -23,9 +23,10 @@ from gratis.balls import Ball
 from gratis.budget import Meter
 from gratis.graphs import Graphs
 from gratis.losses import cross_entropy
-from gratis.passes import Batch, Method, Pass, Probe
+from gratis.passes import Batch, Method
 from gratis.tasks import Classification
 from tests.stand_in_gpu import learning
+from tests.stand_in_gpu.check_capturing import Read
 from tests.stand_in_gpu.learning import METHODS, SGD
 
 ADAM = partial(torch.optim.AdamW, lr=1e-3)
@@ -87,19 +88,13 @@ def test_updates_may_be_recorded_and_wait_for_nothing(
     assert waits() == before
 
 
-class Reads(Natural):
-    def passes(self, batch: Batch, probe: Probe) -> Iterator[Pass]:
-        float(batch.x.sum())
-        yield from super().passes(batch, probe)
-
-
 def averages(model: nn.Module) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
 
 
 @pytest.mark.parametrize("what", ["a method that reads", "averages that send"])
 def test_what_waits_is_found_out(what: str, waits: Callable[[], int]) -> None:
-    method = Reads() if what == "a method that reads" else Natural()
+    method = Read() if what == "a method that reads" else Natural()
     ours = learning.learner(method, ema=0.9)
     if what == "averages that send":
         ours.averaged = averages(ours.model)  # type: ignore[assignment]

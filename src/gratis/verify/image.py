@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gratis.attacks import Attacked, build_attack
-from gratis.attacks.search import image_key
+from gratis.attacks.search import image_keys
 from gratis.balls import Linf
 from gratis.budget import Meter
 from gratis.evaluate.robustness import as_evaluated
@@ -131,7 +131,7 @@ class Verifier:
         if not len(right):
             return found
         with as_evaluated(self.model):
-            keys = [image_key(self.settings.seed, x[i], int(y[i])) for i in right.tolist()]
+            keys = image_keys(self.settings.seed, x[right], y[right])
             points, broken = build_attack(name)(
                 Attacked(
                     self.model,
