@@ -116,6 +116,12 @@ def test_off_never_compiles(tmp_path: Path, compiler: Compiler) -> None:
     assert compiler.compiled == 0
 
 
+def test_a_method_that_watches_a_layer_is_not_compiled(tmp_path: Path) -> None:
+    for mode in ("auto", "on"):
+        with pytest.raises(ValueError, match=r"engine\.compile=.*: yopo watches.*leave it off"):
+            train.run(tiny("yopo-2-2", f"engine.compile={mode}"), tmp_path / mode)
+
+
 @pytest.mark.slow
 def test_compiled_code_learns_what_the_network_as_it_is_learns() -> None:
     plain, compiled = learner(), learner()
@@ -126,3 +132,29 @@ def test_compiled_code_learns_what_the_network_as_it_is_learns() -> None:
     for ours, theirs in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
         # fused kernels add in another order, and a sign may differ where a gradient is near 0
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_variant_of_three_phases_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sizes of batch, pass and probe, in each: more than PyTorch compiles unless told to."""
+    compiled = 0
+
+    def counting(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        nonlocal compiled
+        compiled += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda model, **options: real(model, **options, backend=counting)
+    )
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    )
+    phased = Learner(model, torch.optim.SGD(model.parameters(), 0.1), seed=0)
+    phased.compile()
+    for side in (6, 8, 10):
+        for count in (8, 5):
+            phased.fit(fgsm_rs(BALL), Batch(torch.rand(count, 3, side, side), torch.arange(count)))
+    assert compiled == 12

@@ -1,10 +1,13 @@
-"""A user's own loop: mistakes explained, scaled losses, autocast."""
+"""A user's own loop: mistakes explained, scaled losses, autocast, batches broken off."""
+
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from gratis import L2, Free, Linf, fgsm_rs
+from gratis import L2, FastAdvProp, Free, Learner, Linf, add_aux, fgsm_rs
+from gratis.passes import Batch
 from tests.small_net import EPS, sgd, small_net, some_batches
 
 
@@ -50,3 +53,29 @@ def test_own_loop_under_autocast():
         assert x.dtype == torch.float32
         assert x.grad.dtype == torch.float32
     assert method.state()["delta"].dtype == torch.float32
+
+
+def test_a_batch_that_was_broken_off_leaves_nothing_for_the_next():
+    """As when a device's memory did not suffice, and the caller goes on with a smaller batch."""
+    x, y = some_batches((20,))[0]
+    method = FastAdvProp(Linf(0.1))
+
+    def learner():
+        model = add_aux(small_net())
+        return Learner(model, sgd(model), seed=0)
+
+    broken, fresh = learner(), learner()
+    backward, calls = broken.backward, itertools.count()
+
+    def failing(p):
+        if next(calls) == 1:
+            raise MemoryError
+        return backward(p)
+
+    broken.backward = failing
+    with pytest.raises(MemoryError):
+        broken.fit(method, Batch(x, y))
+    for each in (broken, fresh):
+        each.fit(method, Batch(x[:10], y[:10]))
+    ours, theirs = (dict(each.model.named_parameters()) for each in (broken, fresh))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -86,7 +86,15 @@ SIZES = [[10, 10], [8, 8, 4], [6, 6, 6, 2]]
 
 @pytest.mark.parametrize("cost", [lambda n: (5 * n,), lambda n: (3 * n,) * 4])
 @pytest.mark.parametrize(
-    ("data_passes", "ends"), [(4, [2, 3, 4]), (5, [2, 4, 5]), (3.5, [2, 3, 4]), (1, [0, 1, 1])]
+    ("data_passes", "ends"),
+    [
+        (4, [2, 3, 4]),
+        (5, [2, 4, 5]),
+        (3.5, [2, 3, 4]),
+        (1.5, [1, 2, 2]),
+        (1, [0, 1, 1]),
+        (0.5, [0, 1, 1]),
+    ],
 )
 def test_a_phased_plan_is_the_sum_of_its_batches(cost, data_passes, ends) -> None:
     shares = (0.5, 0.25, 0.25)
@@ -96,6 +104,13 @@ def test_a_phased_plan_is_the_sum_of_its_batches(cost, data_passes, ends) -> Non
     paid = plan_phases(SIZES, shares, cost, budget_thirds=found.thirds)
     assert (paid.updates, paid.thirds) == one_by_one(SIZES, ends, cost, None, found.thirds)
     assert paid.thirds <= found.thirds
+    for each in (found, paid):
+        assert each.updates > 0
+        passes = [0.0, *(done for *_, done in each.ends)]
+        assert passes == sorted(passes)
+        assert each.place(each.updates) == pytest.approx(each.updates), (
+            "the schedule comes to an end"
+        )
 
 
 def test_one_phase_is_a_run_without() -> None:

@@ -138,19 +138,22 @@ def plan_phases(
         epoch = sum(cost for size in batch_sizes[0] for cost in update_thirds(size))
         data_passes = budget_thirds / epoch
     until = phase_ends(shares, data_passes)
-    updates, thirds, ends = 0, 0, []
+    updates, thirds, ends, done = 0, 0, [], 0.0
     for number, (end, sizes) in enumerate(zip(until, batch_sizes, strict=True)):
         begin = until[number - 1] if number else 0
+        # a last phase that is left with none begins where the run would have ended if it was whole
+        wanted = max(0.0, min(end, data_passes) - begin)
         part = plan(
             sizes,
             update_thirds,
             budget_thirds=None if budget_thirds is None else max(0, budget_thirds - thirds),
-            data_passes=None if budget_thirds is not None else min(end, data_passes) - begin,
+            data_passes=None if budget_thirds is not None else wanted,
         )
         if budget_thirds is not None:
             allowed = plan(sizes, update_thirds, data_passes=end - begin)
             part = min(part, allowed, key=lambda found: found.updates)
         updates, thirds = updates + part.updates, thirds + part.thirds
         of_epoch = sum(len(update_thirds(size)) for size in sizes)
-        ends.append((end, updates, begin + part.updates / of_epoch))
+        done += part.updates / of_epoch
+        ends.append((end, updates, done))
     return Plan(updates, thirds, tuple(ends))

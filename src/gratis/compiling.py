@@ -88,9 +88,12 @@ class _Step:
     def __init__(self, learner: Learner, x: Tensor, y: Tensor) -> None:
         self.model = copy.deepcopy(learner.model).train()
         # an image without a label (tasks.NO_LABEL) is timed as any other
-        self.x, self.y = x.contiguous(memory_format=learner.memory_format), y.clamp(min=0)
+        self.x, self.y = x.contiguous(memory_format=learner.memory_format), y
+        if y.ndim == 1:  # not boxes, of which some are padding
+            self.y = y.clamp(min=0)
         self.dtype, self.task = learner.dtype, learner.task
-        self.prober = Prober(self.model, norm=learner.probe.norm, precision=self.dtype)
+        probe = learner.probe
+        self.prober = Prober(self.model, probe.loss, norm=probe.norm, precision=self.dtype)
 
     def __call__(self, forward: Callable[[Tensor], Tensor]) -> None:
         self.prober.forward = forward

@@ -21,6 +21,9 @@ from gratis.passes import Batch, Method, Pass, seeded
 from gratis.prober import Prober
 from gratis.tasks import Classification, Task
 
+VARIANTS = 64
+"""Of a network, compiled in one process at most."""
+
 
 @dataclass
 class Metrics:
@@ -137,6 +140,11 @@ class Learner:
         Shapes are fixed: each size of batch is compiled when it first comes, which takes a while.
         Losses that methods bring along (TRADES, GradAlign) run the network as it is.
         """
+        from torch._dynamo import config  # slow to import
+
+        # one for each size of batch, pass and probe, branch of the norms: three phases alone make
+        # twelve. Beyond PyTorch's limit of eight the rest would run as they are, with a warning
+        config.recompile_limit = max(config.recompile_limit, VARIANTS)
         self.forward = self.probe.forward = torch.compile(self.model, dynamic=False)
 
     def rate(self, update: int) -> float:
@@ -194,6 +202,7 @@ class Learner:
         update: in place of this learner's own.
         """
         update = update or self.update
+        self.weighed = {"main": 0.0, "aux": 0.0}  # whatever a batch left that was broken off
         metrics = Metrics()
         losses: list[Tensor] = []
         right: list[Tensor] = []

@@ -177,7 +177,7 @@ def planned(
             budget_thirds=paid,
             data_passes=budget.data_passes,
         )
-    if found.updates == 0:
+    if not found.updates:
         first = update_thirds(loaders[0].batch_sizes[0])[0]
         raise ValueError(
             f"the budget pays for no update: one costs {passes_of(first, images):.3g} passes "
@@ -196,6 +196,11 @@ def task_of(recipe: Recipe) -> Task:
 def learner(recipe: Recipe, model: nn.Module, plan: Plan) -> Learner:
     """The engine for `model`, its schedule spanning exactly the planned updates."""
     spec, engine = recipe.optimizer, recipe.engine
+    if engine.compile != "off" and recipe.method["name"] == "yopo":
+        raise ValueError(
+            f"engine.compile={engine.compile}: yopo watches what goes into the first layer, which "
+            "compiled code does not show; leave it off"
+        )
     highest = spec.rate(recipe.data.batch_size)
     optimizer = build_optimizer(
         model,
