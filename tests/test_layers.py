@@ -18,9 +18,9 @@ SOURCE = ROOT / "src" / "gratis"
 
 LAYERS = [
     {"names", "budget", "scaling", "balls", "losses", "figures", "checkpoint", "files", "launched"}
-    | {"quantiser", "boxes", "trials", "clock"},
+    | {"quantiser", "boxes", "trials", "clock", "gathered"},
     {"comm_hooks", "schema", "nn", "tasks", "run", "sections", "weights", "casts"},
-    {"optim", "data", "prober", "recipe", "report", "distributed"},
+    {"fits", "optim", "data", "prober", "recipe", "report", "distributed"},
     {"passes", "training_data"},
     {"attacks"},
     {"methods", "evaluate"},

@@ -11,7 +11,17 @@ import pytest
 import torch
 import yaml
 
-from gratis import FastAdvProp, Free, Learner, Linf, Natural, PGDTraining, train, training_data
+from gratis import (
+    FastAdvProp,
+    Free,
+    GradAlign,
+    Learner,
+    Linf,
+    Natural,
+    PGDTraining,
+    train,
+    training_data,
+)
 from gratis.asked import question
 from gratis.assess import evaluate_run
 from gratis.distributed import joined
@@ -48,6 +58,7 @@ SYNCED = {
     "pgd": PGDTraining(Linf(0.1), steps=2, clean=0.5),
     "shuffled": PGDTraining(Linf(0.1), steps=2, clean=0.5, shuffle=True),
     "fast-advprop": FastAdvProp(Linf(0.1)),
+    "gradalign": GradAlign(Linf(0.1)),  # whose loss is of a gradient that passes through norms
 }
 
 

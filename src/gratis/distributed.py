@@ -19,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from gratis.comm_hooks import Exchange
+from gratis.gathered import Everyones
 from gratis.launched import launched_together, meet, rank_and_world
 
 PATIENCE_SECONDS = 600.0
@@ -82,7 +83,7 @@ class Processes:
 
     def everyones(self, ours: Tensor) -> Tensor:
         """Every process's tensor [n] as rows of [world, n], in order of rank; differentiable."""
-        return ours[None] if self.world == 1 else _Everyones.apply(ours, self)
+        return ours[None] if self.world == 1 else Everyones.apply(ours, self)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of all processes' `values`, bitwise the same at each."""
@@ -155,19 +156,6 @@ class Processes:
                         f"{ours}, process {rank} has {theirs[name]}; start all of them with the "
                         "same command, recipe, data and installation"
                     )
-
-
-class _Everyones(torch.autograd.Function):
-    """Gathering, whose backward adds up what all processes' losses make of each one's part."""
-
-    @staticmethod
-    def forward(ctx: Any, ours: Tensor, processes: Processes) -> Tensor:
-        ctx.processes = processes
-        return processes.gather(ours[None])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.processes.total(gradient)[ctx.processes.rank], None
 
 
 @contextmanager
