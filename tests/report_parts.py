@@ -89,7 +89,7 @@ def verified(low: int = 150, high: int = 170, eps: float = 8 / 255, **changed: A
         "data": {"name": "digits", "split": "test", "fingerprint": "f00dfeed"},
         "images": {"split": "test", "start": 0, "count": 200},
         "checkpoint": "last",
-        "update": 400,
+        "update": 3840,
         "counts": counts,
         "clean": share(196, 200),
         "verified": {
@@ -115,7 +115,7 @@ def views(seed: int = 0, count: int = 40, shown: int = 3, **changed: Any) -> dic
     radii = [0.1, 0.2, 0.4]
     about = {
         "checkpoint": "last",
-        "update": 400,
+        "update": 3840,
         "data": {"name": "digits", "split": "test", "fingerprint": "f00dfeed"},
         "count": count,
         "surface_images": 16,

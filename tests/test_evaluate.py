@@ -149,3 +149,30 @@ def test_examples_are_the_first_images_as_evaluated() -> None:
 def test_no_examples_unless_asked_for() -> None:
     model, x, y, ball = a_problem()
     assert robust_accuracy(model, [(x, y)], ["pgd-1"], ball=ball).examples is None
+
+
+class Unasked(nn.Module):
+    """As a network of `x.view(len(x), -1)`: it has no answer to no images."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert len(x)
+        logits: Tensor = self.inner(x)
+        return logits
+
+
+def test_a_share_without_the_first_pool_has_no_examples() -> None:
+    model, x, y, ball = a_problem()
+    found = robust_accuracy(
+        Unasked(model),
+        batched(x, y, 4),
+        ["pgd-2"],
+        ball=ball,
+        examples=3,
+        turn=lambda place: place == 1,
+    )
+    assert found.examples is None
+    assert len(found.robust) == 16

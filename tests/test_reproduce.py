@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 
+from gratis import assess, train
+from gratis.cli import main
 from gratis.reproduce import papers
 from gratis.reproduce.columns import SHIFTS
 from gratis.reproduce.outcome import FACTS
@@ -53,20 +55,41 @@ def test_a_table_end_to_end_and_again(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_row_goes_on(tmp_path, monkeypatch):
-    from gratis import assess, train
+    folder = tmp_path / "table" / "smoke"  # beside it rows are looked for, which earlier tests made
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "evaluate_run", killed)
     with pytest.raises(KeyboardInterrupt):
-        make("fast-table1", tmp_path, rows=("free-8",))
-    assert not (tmp_path / "free-8" / FACTS).exists()
-    trained = Run.open(tmp_path / "free-8").log()
+        make("fast-table1", folder, rows=("free-8",))
+    assert not (folder / "free-8" / FACTS).exists()
+    trained = Run.open(folder / "free-8").log()
     monkeypatch.setattr(train, "evaluate_run", assess.evaluate_run)
-    _, complete = make("fast-table1", tmp_path, rows=("free-8",))
+    _, complete = make("fast-table1", folder, rows=("free-8",))
     assert complete
-    assert Run.open(tmp_path / "free-8").log() == trained, "only the evaluation was missing"
+    assert Run.open(folder / "free-8").log() == trained, "only the evaluation was missing"
+
+
+def test_a_cell_is_of_as_many_images_as_its_line_says(tmp_path, monkeypatch):
+    """A look at a few images, between training and its evaluation, stands in no cell."""
+    folder = tmp_path / "table" / "smoke"  # beside it rows are looked for, which earlier tests made
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "evaluate_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make("fast-table1", folder, rows=("free-8",))
+    monkeypatch.setattr(train, "evaluate_run", assess.evaluate_run)
+    assert main(["evaluate", str(folder / "free-8"), "--limit", "7", "--checks", "none"]) == 0
+    record, complete = make("fast-table1", folder, rows=("free-8",))
+    assert complete
+    counts = [e["images"]["count"] for e in Run.open(folder / "free-8").results["evaluations"]]
+    assert counts == [7, 20]
+    (row,) = [row for row in record["rows"] if row["name"] == "free-8"]
+    assert "20 test images" in row["conditions"]
+    assert {cell["images"] for cell in row["cells"].values()} == {20}
 
 
 def test_a_further_attack_trains_nothing_again(tmp_path, monkeypatch):
@@ -148,7 +171,7 @@ def test_sweeps_draw_paper_and_measured(tmp_path):
 def test_an_early_stop_is_said(tmp_path):
     make("fast-figure2", tmp_path, rows=("fgsm-5",))
     with (tmp_path / "fgsm-5" / "log.jsonl").open("a") as log:
-        log.write(json.dumps({"kind": "guard", "update": 3}) + "\n")
+        log.write(json.dumps({"kind": "guard", "event": "stopped", "update": 3}) + "\n")
     make("fast-figure2", tmp_path, rows=("fgsm-5",))
     assert "stopped early, at update 3" in (tmp_path / "table.md").read_text()
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gratis.cli import main
 from gratis.data import shifted
 from gratis.reproduce import papers
 from gratis.reproduce.rows import reproduce
@@ -56,6 +57,18 @@ def test_a_papers_column_is_measured_on_generated_corruptions(run, data, tmp_pat
     assert make(tmp_path, "cpu", data)[0] == record
     (entry,) = Run.open(tmp_path / "one").results["shifts"]
     assert json.dumps(entry) == before, "nothing is measured twice"
+
+
+def test_a_look_at_a_part_is_no_cell_of_a_paper(run, data, tmp_path):
+    make(tmp_path, "cpu", data)
+    whole = Run.open(tmp_path / "one").results["shifts"][0]
+    look = ["--shift", "corruptions=generated", "--limit", "3", "--severities", "1"]
+    assert main(["evaluate", str(tmp_path / "one"), *look]) == 0
+    record, complete = make(tmp_path, "cpu", data)
+    assert complete
+    (entry,) = Run.open(tmp_path / "one").results["shifts"]
+    assert (entry["cells"], entry["partial"]) == (whole["cells"], whole["partial"])
+    assert record["rows"][0]["cells"]["c"]["images"] == 4
 
 
 def test_a_papers_column_is_measured_where_its_files_are_given(run, data, tmp_path, monkeypatch):

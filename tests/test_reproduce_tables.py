@@ -148,6 +148,23 @@ def test_recompressed_cifar10_stands_in_where_only_that_is_there(tmp_path, monke
     assert recipe("fast-table3", "dawn-free", "cpu").data.name == "cifar10"
 
 
+def test_the_whole_of_coco_is_found_however_its_place_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "boxes" / "coco128").mkdir(parents=True)
+    given = ("data.root=~/boxes",)
+    found = recipe("advprop-table7", "fast-advprop", "paper", given).data
+    assert (found.root, found.test_split) == (str(tmp_path / "boxes" / "coco128"), "train")
+    (tmp_path / "boxes" / "annotations").mkdir()
+    found = recipe("advprop-table7", "fast-advprop", "paper", given).data
+    assert (found.root, found.test_split) == ("~/boxes", "test")
+
+
+@pytest.mark.parametrize("given", ["data=cifar10", "data={root: X}"])
+def test_data_that_is_none_is_explained(given):
+    with pytest.raises(ValueError, match="data"):
+        recipe("fast-table3", "dawn-free", "cpu", (given,))
+
+
 def test_table_1_keeps_its_steps_in_shares_of_eps_on_mnist():
     for name in ("fgsm-zero", "fgsm-previous", "fgsm-alpha-8", "fgsm-alpha-10", "fgsm-alpha-16"):
         paper, cpu = (

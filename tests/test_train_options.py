@@ -58,6 +58,10 @@ def test_the_guard_saves_a_run_that_collapses_on_mnist(tmp_path):
         (["engine.device=tpu9"], "no device"),
         (["engine.precision=fp16"], "needs a CUDA device"),
         (["data.holdout=0"], "guard"),
+        (
+            ["data.holdout=0", "guard.mode=off", "evaluation.checkpoint=best"],
+            "evaluation.checkpoint=best is chosen on held-out training images",
+        ),
     ],
 )
 def test_unusable_recipes_are_explained(tmp_path, settings, message):

@@ -28,7 +28,7 @@ Entry = dict[str, Any]
 
 
 def header(run: Run, recipe: Recipe, images: Images) -> dict[str, Any]:
-    """results.json before any evaluation."""
+    """results.json before any evaluation.  images: all of the test split."""
     device = pick_device(recipe.engine.device)
     return {
         "schema": SCHEMA,
@@ -44,6 +44,7 @@ def header(run: Run, recipe: Recipe, images: Images) -> dict[str, Any]:
             "name": images.name,
             "split": images.split,
             "fingerprint": images.fingerprint,
+            "images": len(images),
             **({"note": images.note} if images.note else {}),
         },
         "method": spell_method(recipe.method),
@@ -184,6 +185,19 @@ def merge_checks(entries: list[Entry], answer: Entry) -> None:
         if same and (entry["level"], answer["level"]) == ("full", "quick"):
             return
     merge(entries, answer)
+
+
+def supersede(results: Entry, checkpoint: str, update: int) -> None:
+    """Put aside what was found of a checkpoint of that name before training went on to `update`.
+
+    It stays under `superseded`, each with the list that it was in, and is not the run's any more.
+    """
+    for kind in ("evaluations", "unions", "checks", "shifts"):
+        entries = results.get(kind, [])
+        old = [e for e in entries if e["checkpoint"] == checkpoint and e["update"] < update]
+        if old:
+            entries[:] = [entry for entry in entries if entry not in old]
+            results.setdefault("superseded", []).extend({"of": kind, **entry} for entry in old)
 
 
 # --- files beside it

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from gratis.balls import Ball
 from gratis.evaluate.detection import judge
+from gratis.fits import fitting
 from gratis.recipe import Recipe
 from gratis.run import Run
 
@@ -30,19 +31,23 @@ class Question:
     keep_points: bool = False
     detects: bool = False
 
-    def answered_by(self, results: dict[str, Any] | None) -> bool:
-        """Whether every attack under every ball, or the precision, stands in results.json."""
+    def answered_by(self, results: dict[str, Any] | None, update: int | None = None) -> bool:
+        """Whether every attack under every ball, or the precision, stands in results.json, for as
+        many images as are asked for.  update: see `fitting`.
+        """
+        if results is None:
+            return False
+        kind = "detection" if self.detects else "evaluations"
+        entries = fitting(
+            results, kind, checkpoint=self.checkpoint, limit=self.limit, update=update
+        )
         if self.detects:
-            found = (results or {}).get("detection", {})
-            return bool(found.get("checkpoint") == self.checkpoint)
+            return bool(entries)
         given = {
-            (entry["attack"], entry["threat"]["norm"], entry["threat"]["eps"], entry["checkpoint"])
-            for entry in (results or {"evaluations": []})["evaluations"]
+            (entry["attack"], entry["threat"]["norm"], entry["threat"]["eps"]) for entry in entries
         }
         return all(
-            (attack, ball.norm, ball.eps, self.checkpoint) in given
-            for attack in self.attacks
-            for ball in self.balls
+            (attack, ball.norm, ball.eps) in given for attack in self.attacks for ball in self.balls
         )
 
 

@@ -1,7 +1,9 @@
 """Evaluating a run's checkpoint and writing what came out into its directory."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -49,11 +51,8 @@ def evaluate_run(
     """
     recipe = from_plain(run.recipe)
     state, warnings = run.load_checkpoint(asked.checkpoint)
-    if images is None:
-        images = load_split(recipe.data, "test")
-    results = described(run, recipe, images, state)
-    if warnings:
-        results["warnings"] = warnings
+    images = split_for(recipe, state, images)
+    results = described(run, recipe, images, state, asked.checkpoint, warnings)
     if asked.limit is not None:
         images = first_of(images, asked.limit)
     device = pick_device(recipe.engine.device)
@@ -83,12 +82,24 @@ def evaluate_run(
     return given
 
 
-def described(run: Run, recipe: Recipe, images: Images, state: dict[str, Any]) -> dict[str, Any]:
+def described(
+    run: Run,
+    recipe: Recipe,
+    images: Images,
+    state: dict[str, Any],
+    checkpoint: str,
+    warnings: list[str],
+) -> dict[str, Any]:
     """The run's results.json, begun if there is none, with what a checkpoint says of itself.
 
-    images: all of the test split.
+    images: all of the test split.  state, warnings: of the checkpoint of that name, and of
+    reading it.
     """
     results = run.results or answers.header(run, recipe, images)
+    answers.supersede(results, checkpoint, state["updates"])
+    results.pop("warnings", None)
+    if warnings:
+        results["warnings"] = warnings
     if "given" in state:
         results |= {"method": state["given"]["model"], "given": state["given"]}
     if state.get("start") is not None:
@@ -96,7 +107,8 @@ def described(run: Run, recipe: Recipe, images: Images, state: dict[str, Any]) -
     if state.get("pseudo") is not None:
         results["pseudo_labels"] = state["pseudo"]["record"]
     # what the run cost, whichever of its checkpoints is evaluated
-    results["budget"] = run.load_checkpoint("last")[0]["budget"]
+    last = run.load_checkpoint("last")[0]
+    results["budget"], results["finished"] = last["budget"], last.get("done", True)
     return results
 
 
@@ -175,6 +187,7 @@ class _Setting:
                 "alone": asked.alone,
                 "points": asked.keep_points,
                 "torch": torch.__version__,
+                "gratis": version("gratis"),
             },
         )
 
@@ -211,7 +224,7 @@ class _Setting:
             seed=self.recipe.seed,
             full=full,
             alone=self.asked.alone,
-            history=[r["robust_accuracy"] for r in self.run.log() if r["kind"] == "check"] or None,
+            history=self._history() or None,
             surrogate=self._surrogate(),
             progress=lambda done, total, id: self.progress(
                 "check", done, total, f"{note}: {id}" if done else note
@@ -220,6 +233,11 @@ class _Setting:
         count = len(checks.findings)
         self.progress("check", count, count, note)
         return checks.plain()
+
+    def _history(self) -> list[float]:
+        """Robust accuracy at the checks of training, up to these weights."""
+        checks = [record for record in self.run.log() if record["kind"] == "check"]
+        return [r["robust_accuracy"] for r in checks if r["update"] <= self.update]
 
     def _surrogate(self) -> nn.Module | None:
         """Another run's network for the same images."""
@@ -245,6 +263,16 @@ def first_of(images: Images, limit: int) -> Images:
             f"{images.classes[int(chosen.y[0])]}: shuffle the data, or evaluate all of it"
         )
     return chosen
+
+
+def split_for(recipe: Recipe, state: dict[str, Any], images: Images | None = None) -> Images:
+    """The test split, loaded where it is not at hand, with the classes that a checkpoint's network
+    was trained on: where they are counted from labels, a test set may lack the last ones.
+    """
+    if images is None:
+        images = load_split(recipe.data, "test")
+    classes = tuple(state.get("classes", images.classes))  # earlier versions did not keep them
+    return images if classes == images.classes else replace(images, classes=classes)
 
 
 def trained(recipe: Recipe, images: AnyImages, state: dict[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gratis.assess import trained
+from gratis.assess import split_for, trained
 from gratis.names import spell
 from gratis.recipe import from_plain
 from gratis.run import Run
@@ -37,12 +37,14 @@ def export(run: Run, kind: str, out: Path, checkpoint: str) -> float:
             f"--as {kind} writes networks that answer with logits; one that finds boxes is "
             "exported --as weights, under the names that torchvision's RetinaNet has"
         )
-    images = load_split(recipe.data, "test")
-    model = trained(recipe, images, run.load_checkpoint(checkpoint)[0]).eval()
+    state, _ = run.load_checkpoint(checkpoint)
+    images = split_for(recipe, state)
+    model = trained(recipe, images, state).eval()
     x = images.pixels(slice(0, IMAGES))
     fresh = out.with_name(f".{out.name}.unchecked")
     try:
-        read_back = KINDS[kind](model, x, fresh, lambda: trained_blank(run))
+        # as someone who has the file alone builds it
+        read_back = KINDS[kind](model, x, fresh, lambda: network(recipe, images).eval())
         with torch.no_grad():
             # of a detector its classes' logits
             expected, answered = (
@@ -61,12 +63,6 @@ def export(run: Run, kind: str, out: Path, checkpoint: str) -> float:
 
 
 Answers = Callable[[Tensor], Tensor]
-
-
-def trained_blank(run: Run) -> nn.Module:
-    """The recipe's network with weights of its own, as someone who has the file alone builds it."""
-    recipe = from_plain(run.recipe)
-    return network(recipe, load_split(recipe.data, "test")).eval()
 
 
 def _weights(model: nn.Module, x: Tensor, out: Path, blank: Callable[[], nn.Module]) -> Answers:
@@ -121,28 +117,32 @@ KINDS: dict[str, Callable[[nn.Module, Tensor, Path, Callable[[], nn.Module]], An
 # --- figures
 
 
-def robustbench(run: Run, about: dict[str, Any]) -> dict[str, Any]:
-    """The entry of a RobustBench model_info file for the run's AutoAttack result.
+def robustbench(run: Run, about: dict[str, Any], checkpoint: str | None = None) -> dict[str, Any]:
+    """The entry of a RobustBench model_info file for a checkpoint's AutoAttack result.
 
+    checkpoint: its name; the one that the recipe's evaluation is of if None.
     about: what a run does not know: title, authors, venue, link, additional_data, ...; keys are
     those of such entries. Accuracies are in percent, as text with two digits.
-    Raises ValueError unless `autoattack` was run on the whole test split at the recipe's threat.
+    Raises ValueError unless `autoattack` was run at the recipe's threat; a footnote says on how
+    many of the test images, if not on all.
     """
     results = run.results
     if results is None:
         raise ValueError(f"{run.path} was not evaluated: gratis evaluate {run.path}")
     recipe = from_plain(run.recipe)
     ball = recipe.evaluation_balls()[0]
+    checkpoint = checkpoint or recipe.evaluation.checkpoint
     found = [
         entry
         for entry in results["evaluations"]
-        if entry["attack"] == "autoattack"
+        if (entry["attack"], entry["checkpoint"]) == ("autoattack", checkpoint)
         and (entry["threat"]["norm"], entry["threat"]["eps"]) == (ball.norm, ball.eps)
     ]
     if not found:
         raise ValueError(
-            f"{run.path} has no result of autoattack at {ball.norm} {spell(ball.eps)}, which such "
-            f"an entry reports: gratis evaluate {run.path} --attack autoattack"
+            f"{run.path} has no result of autoattack at {ball.norm} {spell(ball.eps)} on "
+            f"checkpoint {checkpoint}, which such an entry reports: gratis evaluate "
+            f"{run.checkpoint_path(checkpoint)} --attack autoattack"
         )
     entry = max(found, key=lambda e: int(e["images"]["count"]))
     whole = len(load_split(recipe.data, "test"))

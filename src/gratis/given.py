@@ -24,7 +24,13 @@ def adopt(values: dict[str, Any], model: str, weights: Path | None, out: Path) -
     Raises ValueError where the model cannot be built or the weights do not fit.
     """
     recipe = from_plain(
-        {**values, "name": model, "model": {"name": model}, "method": _none(values["method"])}
+        {
+            **values,
+            "name": model,
+            "model": {"name": model},
+            "method": _none(values.get("method")),
+            "evaluation": {**(values.get("evaluation") or {}), "checkpoint": "last"},
+        }
     )
     images = load_split(recipe.data, "test")
     net = network(recipe, images)
@@ -36,9 +42,10 @@ def adopt(values: dict[str, Any], model: str, weights: Path | None, out: Path) -
     return run
 
 
-def _none(method: dict[str, Any]) -> dict[str, Any]:
+def _none(method: Any) -> dict[str, Any]:
     """Natural training stands where the recipe needs a method; the ball is kept for the threat."""
-    return {"name": "natural", **({"ball": method["ball"]} if "ball" in method else {})}
+    kept = {"ball": method["ball"]} if isinstance(method, dict) and "ball" in method else {}
+    return {"name": "natural", **kept}
 
 
 def _look(net: nn.Module, x: Tensor, classes: int, name: str) -> None:

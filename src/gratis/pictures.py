@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gratis.assess import Progress, nowhere, trained
+from gratis.assess import Progress, nowhere, split_for, trained
 from gratis.balls import Ball, Linf
 from gratis.budget import Meter
 from gratis.data import Images
@@ -71,8 +71,9 @@ def keep(sitter: Sitter, eps: float, progress: Progress = nowhere) -> bool:
     other, and what the images that fall are measured by, is the run's own.
     """
     Linf(eps)  # refuses what is no radius
-    recipe, images = sitter.recipe, sitter.images
+    recipe = sitter.recipe
     state, _ = sitter.run.load_checkpoint(recipe.evaluation.checkpoint)
+    images = split_for(recipe, state, sitter.images)
     model = trained(recipe, images, state).to(pick_device(recipe.engine.device)).eval()
     ball = recipe.evaluation_balls()[0]
     about = _about(sitter, ball, eps) | {"update": state["updates"], "weights": fingerprint(model)}

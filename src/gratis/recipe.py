@@ -69,6 +69,11 @@ class Recipe:
                 "hold some out, or --set guard.mode=off"
             )
 
+        if self.evaluation.checkpoint == "best" and self.data.holdout == 0:
+            raise ValueError(
+                "evaluation.checkpoint=best is chosen on held-out training images, but "
+                "data.holdout is 0; hold some out, or take last"
+            )
         shares = sum(phase.share for phase in self.phases)
         if self.phases and abs(shares - 1) > 1e-6:
             raise ValueError(f"phases: their shares add up to {shares:g}; they must to 1")
@@ -100,8 +105,9 @@ class Recipe:
             raise ValueError("data.augment: boxes follow a flip, no crop; leave all but flip out")
         if self.data.labels or self.data.unlabelled:
             raise ValueError("data: labels and unlabelled are for one class an image")
-        if self.method.get("mix", "none") != "none" or self.method.get("only_correct"):
-            raise ValueError("method: mix and only_correct are for one class an image")
+        classes_alone = ("only_correct", "targeted")
+        if self.method.get("mix", "none") != "none" or any(map(self.method.get, classes_alone)):
+            raise ValueError("method: mix, only_correct and targeted are for one class an image")
         reuses = method == "fast-advprop" and self.method.get("reuse", True)
         if self.task.attack != "sum" and reuses:
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gratis.assess import Progress, described, first_of, nowhere, trained
+from gratis.assess import Progress, described, first_of, nowhere, split_for, trained
 from gratis.data import Images
 from gratis.data.cells import Batch
 from gratis.data.shifted import Asked, Shift, opened
@@ -20,7 +20,6 @@ from gratis.files import write_atomically
 from gratis.recipe import from_plain
 from gratis.run import Run
 from gratis.setting import pick_device
-from gratis.training_data import load_split
 from gratis.unfinished import Unfinished, fingerprint
 
 Entry = dict[str, Any]
@@ -46,10 +45,8 @@ def shift_run(
     recipe = from_plain(run.recipe)
     checkpoint = checkpoint or recipe.evaluation.checkpoint
     state, warnings = run.load_checkpoint(checkpoint)
-    images = load_split(recipe.data, "test")
-    results = described(run, recipe, images, state)
-    if warnings:
-        results["warnings"] = warnings
+    images = split_for(recipe, state)
+    results = described(run, recipe, images, state, checkpoint, warnings)
     model = trained(recipe, images, state).to(pick_device(recipe.engine.device))
     if recipe.engine.channels_last:
         model = model.to(memory_format=torch.channels_last)

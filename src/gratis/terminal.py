@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from gratis.names import spell
 from gratis.run import Record, Run
 
+NOTHING = "–"  # noqa: RUF001
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -69,10 +71,17 @@ def _rows(protocol: str, rows: list[tuple[Record, Record]]) -> "Table":
             f"{100 * entry['clean']['accuracy']:.1f}",
             f"{100 * entry['robust']['accuracy']:.1f}",
             f"{100 * low:.1f}-{100 * high:.1f}",
-            f"{results['budget']['metered_passes']:.1f}",
-            f"{results['budget']['seconds']:.0f}",
+            *_spent(results),
         )
     return shown
+
+
+def _spent(results: Record) -> tuple[str, str]:
+    """Passes and seconds of training; of a model trained elsewhere neither is known."""
+    if "given" in results:
+        return NOTHING, NOTHING
+    budget = results["budget"]
+    return f"{budget['metered_passes']:.1f}", f"{budget['seconds']:.0f}"
 
 
 def _boxes(results: Record, found: Record) -> "Table":
@@ -93,9 +102,7 @@ def _boxes(results: Record, found: Record) -> "Table":
     shown.add_column("method")
     for column in (*FIGURES.values(), "passes", "seconds"):
         shown.add_column(column, justify="right", no_wrap=True)
-    budget = results["budget"]
-    spent = (f"{budget['metered_passes']:.1f}", f"{budget['seconds']:.0f}")
-    shown.add_row(results["method"], *(points(found[key]) for key in FIGURES), *spent)
+    shown.add_row(results["method"], *(points(found[key]) for key in FIGURES), *_spent(results))
     return shown
 
 

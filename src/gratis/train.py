@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gratis.asked import question
+from gratis.asked import Question, question
 from gratis.assess import Progress, evaluate_run, nowhere
 from gratis.data import check_match
 from gratis.distributed import Processes, joined
@@ -67,7 +67,7 @@ def run(
                 directory = held.enter_context(writing)
             with closing(Journal(directory.log_writer(), processes)) as journal:
                 Training(recipe, data, directory, journal, progress).go()
-            answered = processes.led(lambda: asked.answered_by(directory.results))
+            answered = processes.led(lambda: _answered(directory, asked))
         # outside of the group: evaluation may take longer than the others would wait
         if not answered:
             evaluate_run(directory, asked, progress, test, share=(processes.rank, processes.world))
@@ -84,6 +84,14 @@ def _resumed(out: Path, resume: bool) -> bool:
     resume = resume or run.began(launch())
     run.require_free(resume=resume)
     return resume
+
+
+def _answered(run: Run, asked: Question) -> bool:
+    """Whether the run, now trained to its end, was evaluated as asked: no earlier weights of it."""
+    results = run.results
+    if results is None:
+        return False
+    return asked.answered_by(results, run.load_checkpoint(asked.checkpoint)[0]["updates"])
 
 
 def _check_alike(processes: Processes, recipe: Recipe, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,12 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file
         except ImportError as error:
             raise ValueError(f"{path} needs safetensors: pip install safetensors") from error
-        return load_file(path)
+        read = load_file
+    else:
+        read = partial(torch.load, map_location="cpu", weights_only=True)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch makes of a file that is none of its own
+        return read(path)
+    except Exception as error:  # whatever they make of a file that is none of their own
         raise ValueError(
             f"{path} could not be read as tensors alone (a pickle may run any code, so nothing "
             f"else is loaded): {error}"

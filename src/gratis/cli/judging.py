@@ -153,7 +153,7 @@ def export(options: argparse.Namespace) -> int:
     from gratis.recipe import from_plain
 
     if options.kind == "robustbench":
-        exports.write_json(exports.robustbench(run, about), options.out)
+        exports.write_json(exports.robustbench(run, about, checkpoint), options.out)
     else:
         named = checkpoint or from_plain(run.recipe).evaluation.checkpoint
         off = exports.export(run, options.kind, options.out, named)

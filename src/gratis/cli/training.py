@@ -36,7 +36,7 @@ def compare(options: argparse.Namespace) -> int:
     base = recipes.override(base, [f"budget.passes={options.budget}"])
     planned: list[tuple[Plain, Path]] = []
     for name in methods:
-        values = {**base, "method": recipes.with_method(base["method"], name)}
+        values = {**base, "method": recipes.with_method(base.get("method") or {}, name)}
         planned.append((values, options.out / name))
     if launch() is None:
         refuse_taken(options.out, options.resume)

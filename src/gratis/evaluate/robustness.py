@@ -127,7 +127,7 @@ def robust_accuracy(
                 answered = _answer(plan, attacked, alone, wanted)
                 if outcomes:
                     outcomes.put(place, answered)
-            if examples and kept is None:
+            if examples and place == 0:
                 last = answered.adversarial[-1][:examples] if plan else x[:examples]
                 kept = _examples(model, x[:examples], last.to(x), y[:examples])
             answers.append(answered)

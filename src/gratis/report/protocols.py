@@ -65,6 +65,6 @@ def _upper_bound(view: RunView, summary: Record) -> Record | None:
     same = [
         entry
         for entry in view.evaluations + view.unions
-        if entry["threat"] == summary["threat"] and entry["checkpoint"] == summary["checkpoint"]
+        if all(entry.get(key) == summary.get(key) for key in ("threat", "checkpoint", "update"))
     ]
     return min(same, key=lambda entry: float(entry["robust"]["accuracy"]), default=None)

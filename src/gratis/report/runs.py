@@ -1,6 +1,7 @@
 """A run as the page shows it, and the page in one sentence."""
 
 import json
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -27,11 +28,11 @@ class RunView:
         self.log = run.log()
         self.phases = phases(run.recipe, self.log)
         self.results = run.results
-        self.verified = _verified(run)
+        self.verified = _verified(run, self.results)
         self.recipe_text = (run.path / RECIPE).read_text(encoding="utf-8")
         self.recipe_sha256 = run.recipe_sha256
         self.picture_arrays = run.pictures()
-        self.view_arrays = run.views()
+        self.view_arrays = _views(run, self.results)
 
     @property
     def evaluations(self) -> list[Record]:
@@ -77,7 +78,16 @@ class RunView:
     @property
     def budget(self) -> Record | None:
         """What training cost; None where it has not ended, and where it is not known."""
-        return None if self.results is None or self.given else self.results["budget"]
+        known = self.results is not None and self.finished and not self.given
+        return self.results["budget"] if known and self.results else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended, as far as results and log know."""
+        if self.results is None or not self.results.get("finished", True):
+            return False
+        gone = max((record["update"] for record in self._records("step")), default=0)
+        return self.given is not None or gone <= self.results["budget"]["updates"]
 
     @property
     def data_name(self) -> str | None:
@@ -180,10 +190,27 @@ def run_views(runs: Sequence[Run]) -> list[RunView]:
     ]
 
 
-def _verified(run: Run) -> list[Record]:
-    """The summaries of exact verification, the smallest radius first."""
+def _verified(run: Run, results: Record | None) -> list[Record]:
+    """The summaries of exact verification, the smallest radius first; without those of weights
+    that training has left since.
+    """
     found = [json.loads(p.read_text("utf-8")) for p in (run.path / "verify").glob("*.json")]
+    found = [summary for summary in found if not _left(summary, results)]
     return sorted(found, key=lambda summary: float(summary["threat"]["eps"]))
+
+
+def _views(run: Run, results: Record | None) -> dict[str, Array]:
+    """What `gratis pictures` drew, unless training has left those weights since."""
+    arrays = run.views()
+    left = "about" in arrays and _left(json.loads(str(arrays["about"])), results)
+    return {} if left else arrays
+
+
+def _left(of: Record, results: Record | None) -> bool:
+    """Whether something is of a `last` checkpoint that is not the last any more."""
+    if results is None or of["checkpoint"] != "last":
+        return False
+    return bool(of.get("update", math.inf) < results["budget"]["updates"])
 
 
 def _method(run: Run) -> str:
@@ -220,11 +247,13 @@ def headline(views: Sequence[RunView]) -> str:
         if given := [view for view in of_data if view.given]:
             how = f"trained elsewhere, tested on {data}"
             sentences.append(f"{listed([v.label for v in given])}, {how}, {_attacked(given)}.")
-    waiting = [view.label for view in views if view.results is None]
+    waiting = [view for view in views if not view.finished]
     if waiting:
         verb = "has" if len(waiting) == 1 else "have"
+        figures = "; figures are of weights on the way" if any(v.results for v in waiting) else ""
         sentences.append(
-            f"{listed(waiting)} {verb} not finished; the curves show how far training is."
+            f"{listed([v.label for v in waiting])} {verb} not finished; the curves show how far "
+            f"training is{figures}."
         )
     return " ".join(sentences)
 

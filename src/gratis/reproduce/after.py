@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gratis.assess import trained
+from gratis.assess import split_for, trained
 from gratis.balls import Linf
 from gratis.data import Images
 from gratis.evaluate.branches import pass_accuracies
@@ -22,7 +22,7 @@ from gratis.recipe import Recipe
 from gratis.reproduce.papers import Extra, Scale
 from gratis.run import Run
 from gratis.setting import build_loaders, pick_device
-from gratis.training_data import AnyImages, load_split, training_data
+from gratis.training_data import AnyImages, training_data
 from gratis.verify import Settings, verify_run
 
 PICTURES, SURFACES = "bim.npz", "surfaces.npz"
@@ -106,7 +106,8 @@ EXTRAS: dict[Extra, Callable[[Run, Recipe, Scale], dict[str, float]]] = {
 
 def _tested(run: Run, recipe: Recipe, count: int) -> tuple[Images, nn.Module]:
     """The first test images, no more than were evaluated, and the network in eval mode."""
-    images = load_split(recipe.data, "test")
+    state, _ = run.load_checkpoint(recipe.evaluation.checkpoint)
+    images = split_for(recipe, state)
     count = min(count, len(images), recipe.evaluation.limit or count)
     images = images.select(torch.arange(count))
     model = _network(run, recipe, images).eval()

@@ -11,7 +11,7 @@ from gratis.recipe import from_plain
 from gratis.reproduce.columns import MADE, SHIFTS
 from gratis.reproduce.outcome import FACTS
 from gratis.reproduce.papers import Table
-from gratis.run import Run
+from gratis.run import Record, Run
 from gratis.shifts import shift_run
 
 Places = Mapping[str, Path | None]
@@ -36,12 +36,11 @@ def asked(table: Table, places: Places, limit: int | None) -> list[Asked]:
 def look(table: Table, run: Run, places: Places, progress: Progress) -> None:
     """Evaluate a finished row on what was not looked at yet; why it cannot be stays in FACTS."""
     recipe = from_plain(run.recipe)
-    known = {
-        (entry["shift"], entry["checkpoint"]) for entry in (run.results or {}).get("shifts", [])
-    }
+    checkpoint, found = recipe.evaluation.checkpoint, (run.results or {}).get("shifts", [])
+    known = [entry for entry in found if entry["checkpoint"] == checkpoint]
     reasons = {}
     for one in asked(table, places, recipe.evaluation.limit):
-        if (one.name, recipe.evaluation.checkpoint) in known:
+        if any(_answers(entry, one) for entry in known):
             continue
         try:
             with run.locked():
@@ -52,3 +51,14 @@ def look(table: Table, run: Run, places: Places, progress: Progress) -> None:
     if facts.get("shifts", {}) != reasons:
         facts = json.dumps({**facts, "shifts": reasons}, indent=2) + "\n"
         (run.path / FACTS).write_text(facts, "utf-8")
+
+
+def _answers(entry: Record, one: Asked) -> bool:
+    """Whether an entry is of the shift as the table asks for it, and not of a part of it."""
+    limited = [] if one.limit is None else [f"at most {one.limit} images a cell"]
+    corruptions = {corruption for corruption, _ in one.grid}
+    return (
+        entry["shift"] == one.name
+        and entry.get("partial", []) == limited
+        and corruptions <= set(entry.get("corruptions", corruptions))
+    )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gratis.fits import fitting
 from gratis.names import number, spell
 from gratis.recipe import Plain
 from gratis.report.detection import protocol as of_boxes
@@ -102,7 +103,8 @@ def _row(
         if (trained_as := run.recipe["name"]) != recipe["name"]:
             note = "; ".join(filter(None, [note, f"trained once, as {trained_as}"]))
         recipe, results = run.recipe, run.results or {}
-        if stops := [entry["update"] for entry in run.log() if entry["kind"] == "guard"]:
+        guards = [entry for entry in run.log() if entry["kind"] == "guard"]
+        if stops := [entry["update"] for entry in guards if entry["event"] == "stopped"]:
             note = "; ".join(filter(None, [note, f"stopped early, at update {stops[-1]}"]))
         facts = json.loads((out / FACTS).read_text("utf-8"))
     budget = results.get("budget", {})
@@ -186,7 +188,10 @@ def _measured(
         return {"why": "not run"}
     value: Any = None
     if column.measure.startswith("extra:"):
-        value = facts["extra"][column.measure.removeprefix("extra:")]
+        key = column.measure.removeprefix("extra:")
+        if key not in facts["extra"]:
+            return {"why": f"no {key} among what is done after training"}
+        value = facts["extra"][key]
         return {"measured": 100 * value if column.is_accuracy else value}
     if column.measure == "epochs":
         return {"measured": epochs(results["budget"], recipe)}
@@ -202,13 +207,23 @@ def _measured(
     if column.measure == "map":
         return _precision(results["detection"])
     if column.measure == "clean":
-        entry = results["evaluations"][0]
+        entry = _asked(results, recipe)[0]
         return _accuracy(entry, entry["clean"])
-    eps = column.eps if column.eps is not None else _eps(recipe)
-    for entry in results["evaluations"]:
-        if entry["attack"] == attack(column, scale) and entry["threat"]["eps"] == eps:
+    norm, eps = _threat(recipe)
+    eps = eps if column.eps is None else column.eps
+    for entry in _asked(results, recipe):
+        of = entry["attack"], entry["threat"]["norm"], entry["threat"]["eps"]
+        if of == (attack(column, scale), norm, eps):
             return _accuracy(entry, entry["robust"])
-    return {"why": f"the run was not evaluated under {attack(column, scale)} at {spell(eps)}"}
+    under = f"{attack(column, scale)} at {norm} {spell(eps)}"
+    return {"why": f"the run was not evaluated under {under}"}
+
+
+def _asked(results: Record, recipe: Plain) -> list[Record]:
+    """The evaluations of the checkpoint and of as many images as the recipe asks for."""
+    wanted = recipe.get("evaluation") or {}
+    checkpoint, limit = wanted.get("checkpoint", "last"), wanted.get("limit")
+    return fitting(results, "evaluations", checkpoint=checkpoint, limit=limit)
 
 
 def _phase(column: Column, results: Record, recipe: Plain, facts: Record) -> Record:
@@ -260,10 +275,12 @@ def _found(entry: Record) -> Record:
     return {"measured": 100 * entry[key], **of}
 
 
-def _eps(recipe: Plain) -> float:
+def _threat(recipe: Plain) -> tuple[str, float]:
+    """Norm and radius that the recipe's evaluation is of."""
     ball = recipe["method"]["ball"]
-    eps = ball["eps"] if isinstance(ball, Mapping) else ball
-    return number(str(eps))
+    ball = ball if isinstance(ball, Mapping) else {"eps": ball}
+    norm = (recipe.get("evaluation") or {}).get("norm") or ball.get("norm", "linf")
+    return str(norm), number(str(ball["eps"]))
 
 
 def _accuracy(entry: Record, share: Record) -> Record:

@@ -165,10 +165,11 @@ def finished(out: Path, recipe: Recipe) -> bool:
 def _catch_up(run: Run, recipe: Recipe, progress: Progress) -> None:
     """Attack a run as the recipe asks, where that was not done yet."""
     asked = question(recipe)
+    update = run.load_checkpoint(asked.checkpoint)[0]["updates"]
     missing = [
         attack
         for attack in asked.attacks
-        if not replace(asked, attacks=(attack,)).answered_by(run.results)
+        if not replace(asked, attacks=(attack,)).answered_by(run.results, update)
     ]
     if missing:
         with run.locked():

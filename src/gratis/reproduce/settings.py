@@ -52,7 +52,7 @@ def attack(column: Column, scale: Scale) -> str | None:
 
 def values(table: Table, row: Row, scale: Scale, given: tuple[str, ...] = ()) -> Plain:
     """The recipe, in YAML types, of `row`; `given` settings are the user's and come last."""
-    base = recipes.read(recipes.shipped()[row.recipe or table.recipe])
+    base = recipes.read(row.recipe or table.recipe)
     base["name"] = f"{table.name}-{row.name}"
     base["about"] = {"title": row.title or row.name, "paper": table.paper}
     found = override(base, [*COMMON, *table.set, *row.set])
@@ -83,15 +83,19 @@ def _at_hand(found: Plain) -> Plain:
     """CIFAR-10 recompressed as JPEG in place of CIFAR-10, and COCO's first images in place of
     COCO, where only that is there.
     """
-    data: dict[str, Any] = found["data"]
+    data: Any = found.get("data")
+    if not isinstance(data, dict) or "name" not in data:
+        return found  # which is explained where recipes are read
     root = data.get("root") or os.environ.get("GRATIS_DATA")
-    if data["name"] == "coco" and root and not (Path(root) / "annotations").is_dir():
-        few = Path(root).expanduser() / FEW_BOXES
-        if few.is_dir():
-            return {**found, "data": {**data, "root": str(few), "test_split": "train"}}
-    if data["name"] != "cifar10" or not root:
+    if not root:
         return found
     folder = Path(root).expanduser()
+    if data["name"] == "coco" and not (folder / "annotations").is_dir():
+        few = folder / FEW_BOXES
+        if few.is_dir():
+            return {**found, "data": {**data, "root": str(few), "test_split": "train"}}
+    if data["name"] != "cifar10":
+        return found
     if (folder / JPEG).is_dir() and not (folder / "cifar-10-batches-py").is_dir():
         return {**found, "data": {**data, "name": "folder", "root": str(folder / JPEG)}}
     return found

@@ -19,6 +19,7 @@ def state_of(run: "Training") -> dict[str, Any]:
     """All that `take_up` needs to go on, bitwise on as many processes; tensors and plain values."""
     state = run.learner.state() | {
         "parts": run.parts,
+        "classes": list(run.loaders[0].images.classes),
         "spent": {
             key: run.processes.world * count for key, count in vars(run.learner.spent).items()
         },

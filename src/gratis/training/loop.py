@@ -163,6 +163,7 @@ class Training:
             if event is not None:
                 self.stopped = True
                 self.journal.event("guard", **self._position, **event)
+            self._clock = clock.seconds(self.learner.device)
         self.epoch, self.batch = self.epoch + 1, 0
 
     def _check(self) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gratis.assess import Progress, nowhere, trained
+from gratis.assess import Progress, nowhere, split_for, trained
 from gratis.balls import Linf
 from gratis.data import Images
 from gratis.evaluate import clopper_pearson
@@ -27,7 +27,6 @@ from gratis.names import spell
 from gratis.recipe import from_plain
 from gratis.run import Record, Run
 from gratis.setting import pick_device
-from gratis.training_data import load_split
 from gratis.verify.check import crossed
 from gratis.verify.image import RUNGS, VERDICTS, Settings, Verdict, Verifier
 from gratis.verify.solver import INSTALL, INTEGER, LINEAR
@@ -58,8 +57,7 @@ def verify_run(
     """
     recipe = from_plain(run.recipe)
     state, warnings = run.load_checkpoint(checkpoint)
-    if images is None:
-        images = load_split(recipe.data, "test")
+    images = split_for(recipe, state, images)
     model = trained(recipe, images, state).to(pick_device(recipe.engine.device))
     verifier = Verifier(model, tuple(images.x.shape[1:]), ball, settings)
     if cross_check and not {LINEAR, INTEGER} <= set(verifier.solvers):
