@@ -117,7 +117,8 @@ class Recovery:
             "robust_accuracy": robust,
             "best_robust_accuracy": self.best,
         }
-        learner.load_weights(self.good)
+        # a copy: an optimizer takes moments as they are given, and goes on in them
+        learner.load_weights(copy.deepcopy(self.good))
         if afresh:
             learner.begun = learner.updates
         if gentler is None:
