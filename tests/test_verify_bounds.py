@@ -83,6 +83,17 @@ def test_auxiliary_norms_are_left_out():
     assert torch.equal(plain.logits(x), with_aux.logits(x))
 
 
+def test_a_layer_that_is_used_twice_counts_twice():
+    torch.manual_seed(0)
+    relu = nn.ReLU()
+    inner = nn.Sequential(nn.Conv2d(1, 3, 3), relu, nn.Conv2d(3, 2, 3), relu)
+    net = nn.Sequential(inner, nn.Flatten(), nn.Linear(2 * 4, 5))
+    x = torch.rand(6, 1, 6, 6)
+    network = lowered(net, (1, 6, 6))
+    assert len(network.stages) == 3
+    assert torch.allclose(network.logits(x), net.double()(x.double()), atol=1e-12)
+
+
 # --- what is refused
 
 

@@ -16,6 +16,10 @@ WIDENING = 1e-9
 """Bounds of pre-activations are moved outwards by this, times their size where that is above 1:
 far more than the rounding of float64, far less than what could cost a proof."""
 
+ROUNDING = 1e-12
+"""Of the largest sum of absolute terms that something passes through: some thousand times the
+precision of float64."""
+
 ENTRIES_AT_ONCE = 4_000_000
 """Rows are bounded in chunks of so many coefficients (32 MB), to stay in memory."""
 

@@ -15,7 +15,7 @@ from gratis.budget import Meter
 from gratis.evaluate.robustness import as_evaluated
 from gratis.losses import margin
 from gratis.tasks import Classification
-from gratis.verify.bounds import Box, crown_bounds, lines, lower_bound, margin_rows
+from gratis.verify.bounds import ROUNDING, Box, crown_bounds, lines, lower_bound, margin_rows
 from gratis.verify.lower import lowered
 from gratis.verify.nodes import Problem, roots
 from gratis.verify.search import Search, timed
@@ -28,9 +28,8 @@ RUNGS = ("clean", "attack", "crown", "alpha", "second attack", "sharpen", "branc
 VERDICTS = ("safe", "unsafe", "undecided", "misclassified")
 
 LEAST_MARGIN = 1e-6
-ROUNDING = 1e-12
 """A margin counts as proved above LEAST_MARGIN, and above ROUNDING times the largest sum of
-absolute terms that bounds pass through: some thousand times the precision of float64."""
+absolute terms that bounds pass through."""
 
 CLASSES_FOR_TARGETED = 4
 

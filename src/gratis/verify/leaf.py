@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gratis.verify.bounds import lower_bound
+from gratis.verify.bounds import ROUNDING, lower_bound
 from gratis.verify.nodes import Nodes, Problem, margin_bound, relaxed
 
 Array = npt.NDArray[Any]
@@ -32,11 +32,18 @@ def best_multipliers(problem: Problem, node: Nodes) -> tuple[Nodes, Tensor | Non
         cost, constant, g, h = _linear(problem, node)
     low = problem.box.low.flatten().cpu().numpy()
     high = problem.box.high.flatten().cpu().numpy()
+    largest = np.maximum(np.abs(low), np.abs(high))
 
     def certified(beta: Array, cost: Array, constant: float) -> float:
-        """A lower bound of cost x + constant where g x + h >= 0: the Lagrangian's on the box."""
+        """A lower bound of cost x + constant where g x + h >= 0: the Lagrangian's on the box.
+
+        Multipliers of a node that is nearly empty are large, and what they are summed with rounds
+        accordingly: as much is taken off.
+        """
         left = cost - beta @ g
-        return float(np.minimum(left * low, left * high).sum() + constant - beta @ h)
+        value = np.minimum(left * low, left * high).sum() + constant - beta @ h
+        terms = (np.abs(cost) + beta @ np.abs(g)) @ largest + abs(constant) + beta @ np.abs(h)
+        return float(value - ROUNDING * terms)
 
     found = linprog(cost, -g, h, bounds=np.stack([low, high], 1), method="highs")
     if found.status == 0:

@@ -77,7 +77,8 @@ def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     if type(module) is not nn.Sequential:
         yield name or "0", module
         return
-    for key, child in module.named_children():
+    for key, child in module._modules.items():  # named_children tells a repeated one once
+        assert child is not None  # of a Sequential
         yield from _layers(child, f"{name}.{key}" if name else key)
 
 
