@@ -2,8 +2,11 @@
 
 import os
 import sys
+import threading
+import time
 import types
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +273,24 @@ def test_what_is_no_data_is_explained(
 def test_a_function_that_is_none_is_explained(name: str) -> None:
     with pytest.raises(ValueError, match=r"could not be imported.*PYTHONPATH|must be a function"):
         load(name, "train")
+
+
+def test_one_process_at_a_time_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = threading.Lock()
+
+    class Downloaded:
+        data, targets, classes = torch.zeros(2, 4, 4, dtype=torch.uint8), [0, 1], ["no", "yes"]
+
+        def __init__(self, root: str, *, train: bool, download: bool) -> None:
+            if not download and not Path(root, "archive").exists():
+                raise RuntimeError("Dataset not found")
+            if download:
+                assert busy.acquire(blocking=False), "two at once"
+                time.sleep(0.1)
+                Path(root, "archive").touch()
+                busy.release()
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", Downloaded)
+    with ThreadPool(3) as pool:
+        found = pool.map(lambda _: load("mnist", "train", root=tmp_path), range(3))
+    assert all(len(images) == 2 for images in found)

@@ -99,6 +99,9 @@ def test_boxes_are_cut_to_the_image_and_counted(root: Path) -> None:
     changed(root, beyond)
     found = load_coco(root, "train", 80)
     assert (found.clipped, found.degenerate) == (1, 2)
+    alone = [found.select(torch.tensor([place])) for place in range(len(found))]
+    assert [one.clipped for one in alone] == [1] + [0] * (len(found) - 1)
+    assert [one.degenerate for one in alone] == [2] + [0] * (len(found) - 1)
     assert found.y[0, 1].tolist() == [70, 50, 80, 60, 1]
     assert found.y[0, 2].tolist() == pytest.approx([0, 0, 19.6, 20, 1])
     assert (found.y[0, :, 4] != -1).sum() == 3

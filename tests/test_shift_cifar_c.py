@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from gratis.data import shifted
+from gratis.data import shift_files, shifted
 from gratis.data.corruptions import COMMON, SEVERITIES
+from gratis.data.shift_files import check_cifars
 from gratis.data.shifted import Asked
-from tests.shifted_images import GRID, answers, clean, small, wrong_of
+from tests.shifted_images import CLASSES, GRID, answers, clean, small, wrong_of
 
 __all__ = ["small"]  # a fixture, which every test has
 
@@ -30,6 +31,7 @@ def cifar_c(root, names=COMMON, per=12):
 @pytest.fixture
 def cifar(monkeypatch, tmp_path):
     monkeypatch.setitem(shifted.CIFAR_CLASSES, "cifar10-c", 3)
+    monkeypatch.setitem(shift_files.CIFAR_ENDS, "cifar10-c", (CLASSES[0], CLASSES[-1]))
     return cifar_c(tmp_path / "cifar")
 
 
@@ -83,3 +85,15 @@ def test_cifars_own_size_and_classes_are_needed(cifar):
         answers(Asked("cifar10-c", cifar))
     with pytest.raises(ValueError, match="has 100 classes, the run 3"):
         answers(Asked("cifar100-c", cifar), clean(side=32))
+
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def test_labels_count_cifars_classes_in_its_order():
+    check_cifars("cifar10-c", CIFAR10)
+    check_cifars("cifar10-c", ("plane", "car", *CIFAR10[2:]))
+    check_cifars("cifar10-c", tuple(map(str, range(10))))
+    for wrong in (sorted(("plane", "car", *CIFAR10[2:])), CIFAR10[::-1], ("ant", *CIFAR10[1:])):
+        with pytest.raises(ValueError, match=r"from airplane to truck.*the run's are"):
+            check_cifars("cifar10-c", tuple(wrong))

@@ -1,7 +1,11 @@
 """Decoded copies of images on the disk: what a store holds, goes on with, leaves out."""
 
 import json
+import os
+import threading
+from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +175,37 @@ def test_the_index_says_what_is_whole(tree: Path, tmp_path: Path) -> None:
     assert len(index["sizes"]) == 24
     bytes_kept = (store.directory / "00000.u8").stat().st_size
     assert bytes_kept == sum(3 * height * width for height, width in index["sizes"])
+
+
+def test_stores_of_one_directory_are_filled_side_by_side(tree: Path, tmp_path: Path) -> None:
+    """As by two machines whose processes have the same number: none writes the other's file."""
+    listing = listed(tree, "train")
+    both = threading.Barrier(2, timeout=5)
+
+    def shrunk(image: Image.Image) -> Image.Image:
+        if any(tmp_path.glob("*/*.tmp")):  # not for the sample that tells the room needed
+            with suppress(threading.BrokenBarrierError):
+                both.wait()
+        return image
+
+    pair = [Store(listing, torch.arange(24), tmp_path, "all", shrunk) for _ in range(2)]
+    with ThreadPool(2) as pool:
+        pool.map(lambda store: store.fill(1), pair, chunksize=1)
+    for place in range(24):
+        assert np.array_equal(pair[0].image(place), Files(listing, torch.arange(24)).image(place))
+    assert not list(tmp_path.glob("*/*.tmp"))
+
+
+def test_what_a_killed_process_left_goes_and_what_one_is_at_stays(
+    tree: Path, tmp_path: Path
+) -> None:
+    listing = listed(tree, "train")
+    store = Store(listing, torch.arange(24), tmp_path, "24", no_larger(24))
+    store.directory.mkdir(parents=True)
+    left, growing = (store.directory / f"00000.{name}.tmp" for name in ("left", "growing"))
+    for path in (left, growing):
+        path.write_bytes(b"pixels")
+    os.utime(left, (0, 0))
+    store.fill(1)
+    assert not left.exists()
+    assert growing.exists()

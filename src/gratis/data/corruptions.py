@@ -71,8 +71,8 @@ def corrupted(image: Picture, corruption: str, severity: int) -> Picture:
     numpy's global generator, which the library draws from, is left as it was.
 
     Differs from ImageNet-C (Hendrycks 2019): that was made once, from images of 224 pixels with
-    other versions of the libraries, and stored as JPEG; with the same constants at another size
-    the same severity is not as severe.
+    other versions of the libraries, and stored as JPEG; with the same constants at a smaller
+    size the same severity is more severe.
     """
     from imagecorruptions import corrupt  # slow to import
 

@@ -65,8 +65,8 @@ def in_memory(listing: Annotated, rows: Tensor, size: int) -> Scenes:
         sizes=sizes,
         truth=tuple(truth),
         paths=tuple(listing.paths[row] for row in chosen),
-        clipped=int(listing.clipped[kept].sum()),
-        degenerate=int(listing.degenerate[kept].sum()),
+        beyond=listing.clipped[kept],
+        without_area=listing.degenerate[kept],
     )
 
 

@@ -28,8 +28,8 @@ class Scenes(Images):
     sizes: [N, 2], height and width of the originals.  paths: their files; none where they are x.
     truth: for each image [n, 7] float64: x1, y1, x2, y2 in pixels of the original, class, area,
         and 1 for a crowd. Boxes are judged against it; crowds are not learned from.
-    clipped, degenerate: how many boxes reached beyond their image and were cut to it, and how
-        many had no area inside of it and were left out.
+    beyond, without_area: [N], how many boxes of each reached beyond it and were cut to it, and
+        how many had no area inside of it and were left out; None for none.
 
     Raises ValueError where these do not hold.
     """
@@ -37,8 +37,8 @@ class Scenes(Images):
     sizes: Tensor
     truth: tuple[Tensor, ...]
     paths: tuple[Path, ...] = ()
-    clipped: int = 0
-    degenerate: int = 0
+    beyond: Tensor | None = None
+    without_area: Tensor | None = None
 
     def __post_init__(self) -> None:
         where = f"{self.name} ({self.split})"
@@ -75,7 +75,19 @@ class Scenes(Images):
             sizes=self.sizes[indices.cpu()],
             truth=tuple(self.truth[place] for place in places),
             paths=tuple(self.paths[place] for place in places) if self.paths else (),
+            beyond=None if self.beyond is None else self.beyond[indices.cpu()],
+            without_area=None if self.without_area is None else self.without_area[indices.cpu()],
         )
+
+    @property
+    def clipped(self) -> int:
+        """How many boxes reached beyond their image and were cut to it."""
+        return 0 if self.beyond is None else int(self.beyond.sum())
+
+    @property
+    def degenerate(self) -> int:
+        """How many boxes have no area inside of their image and were left out."""
+        return 0 if self.without_area is None else int(self.without_area.sum())
 
     def original(self, place: int) -> Pixels:
         """The image at `place` in its own size, [H, W, 3]."""

@@ -9,6 +9,10 @@ import torch
 
 from gratis.data.cells import Files
 
+CIFAR_ENDS = {"cifar10-c": ("airplane", "truck"), "cifar100-c": ("apple", "worm")}
+CIFAR_ALIASES = {"plane": "airplane", "car": "automobile"}
+"""Names of some classes elsewhere."""
+
 NAMED = 5
 """Of a long list, as many are named in an error."""
 
@@ -66,3 +70,16 @@ def check_classes(directory: Path, classes: Sequence[str]) -> None:
 def some_of(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def check_cifars(name: str, classes: Sequence[str]) -> None:
+    """ValueError for classes that are not those of CIFAR's labels, as far as their names tell."""
+    own = [CIFAR_ALIASES.get(each, each) for each in classes]
+    ends = CIFAR_ENDS[name]
+    named = not all(each.isdecimal() for each in own)
+    if named and (own != sorted(own) or (own[0], own[-1]) != ends):
+        raise ValueError(
+            f"{name}: labels.npy counts CIFAR's classes from {ends[0]} to {ends[1]}, in the "
+            f"order of the alphabet; the run's are {', '.join(classes[:3])}, ... {classes[-1]}: "
+            "name them as CIFAR does, or by their numbers there"
+        )

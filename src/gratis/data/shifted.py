@@ -26,6 +26,7 @@ from gratis.data.corruptions import (
 from gratis.data.images import Images
 from gratis.data.shift_files import (
     array_of,
+    check_cifars,
     check_classes,
     check_known,
     class_folders,
@@ -153,6 +154,7 @@ def _cifar_c(asked: Asked, images: Images) -> Shift:
             f"{asked.name} has colour images of 32x32, the run's are {shape[1]}x{shape[2]} with "
             f"{shape[0]} channels; they are not resized: evaluate a run on CIFAR's own size"
         )
+    check_cifars(asked.name, images.classes)
     names = chosen(asked.corruptions)
     lacking = [name for name in names if not (root / f"{name}.npy").is_file()]
     if not (root / "labels.npy").is_file():

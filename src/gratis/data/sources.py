@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import fcntl
 import io
 import os
 import socket
@@ -147,7 +148,7 @@ def _opened(name: str, split: str, root: Path) -> Any:
     except RuntimeError:  # torchvision's word for "not there"
         pass
     try:
-        with _quietly():
+        with _alone(root), _quietly():
             return dataset(str(root), train=train, download=True)
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
@@ -156,6 +157,16 @@ def _opened(name: str, split: str, root: Path) -> Any:
             f"needed is {root}/{layout}: put it there, or give another place as data.root "
             "(root= in Python) or in the environment variable GRATIS_DATA"
         ) from error
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One process at a time: of those of a further machine none goes first, and archives that
+    several write at once are corrupted. The others find it downloaded.
+    """
+    with (root / ".gratis-download").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Protocol
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +23,7 @@ from gratis.data.listing import Listing
 
 CHUNK = 2048
 """Images in a file of pixels: what an interrupted decoding loses at most."""
+FORSAKEN_SECONDS = 3600
 SAMPLE = 32
 FORMAT = 1
 
@@ -159,7 +163,10 @@ class Store:
         places = range(number * self.chunk, min((number + 1) * self.chunk, len(self.order)))
         sizes, errors = [], {}
         index = self._index(number)
-        fresh = index.with_suffix(f".{os.getpid()}.tmp")
+        for left in self.directory.glob(f"{number:05d}.*.tmp"):
+            _remove_if_forsaken(left)
+        # several machines may fill one directory, and in containers their processes' numbers agree
+        fresh = index.with_suffix(f".{uuid4().hex}.tmp")
         try:
             with fresh.open("wb") as file:
                 for place, (pixels, error) in zip(
@@ -193,6 +200,13 @@ class Store:
                 f"{self.directory}, where {free / 1e9:.3g} GB are free; set data.cache to a larger "
                 "disk, data.stored to fewer pixels, or data.stored=files to decode each time"
             )
+
+
+def _remove_if_forsaken(path: Path) -> None:
+    """A file that a killed process had begun; one that is being written grows all the time."""
+    with suppress(FileNotFoundError):  # another process may be as tidy
+        if time.time() - path.stat().st_mtime > FORSAKEN_SECONDS:
+            path.unlink()
 
 
 def decoded(listing: Listing, place: int, made: Callable[[Image.Image], Pixels]) -> Pixels | str:
