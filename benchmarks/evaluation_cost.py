@@ -8,14 +8,17 @@ restart, so that a few of them tell that of all (`--bare-restarts`; the starts a
 Rounds run in turns, medians are printed. On a CPU seconds are those of the process, which other
 work on the machine moves less than the clock on the wall. `--like CLEAN ROBUST` chooses images so
 that so large a share of them is right when clean, and stands after pgd-10.
+`--peers` adds the same attack by other libraries (see `peers.py`), with all its restarts.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import peers
 import torch
 import torch.nn.functional as F
 from measuring import setting
@@ -62,6 +65,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare-restarts", type=int, default=2)
+    parser.add_argument("--peers", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -85,6 +89,15 @@ def main() -> None:
         "fp32": lambda: evaluated(model, x, y, ball, "pgd-50-10", options.batch),
         "bf16": lambda: evaluated(model, x, y, ball, "pgd-50-10:bf16", options.batch),
     }
+    if options.peers:
+        theirs = copy.deepcopy(model).requires_grad_(True)
+        attacks = peers.pgd(
+            theirs, eps=ball.eps, steps=STEPS, step_size=ball.eps / 4, restarts=RESTARTS
+        )
+        named |= {
+            name: lambda attack=attack: attacked(theirs, attack, x, y, options.batch)
+            for name, attack in attacks.items()
+        }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in named}
     found = {}
     for turn in range(options.rounds):
@@ -93,17 +106,23 @@ def main() -> None:
             found[name] = named[name]()
             seconds[name].append(now(device) - begun)
     took = {name: statistics.median(each) for name, each in seconds.items()}
-    took["bare"] *= RESTARTS / options.bare_restarts
+    # the clean pass is made once, whatever the restarts
+    restart = STEPS * 2 + 1
+    took["bare"] *= (RESTARTS * restart + 1) / (options.bare_restarts * restart + 1)
 
     print(
         f"{options.run}: {len(x)} images at {ball.norm} {ball.eps:g} in batches of "
         f"{options.batch}, {options.rounds} rounds; {setting()}"
+        + (f"; {peers.versions()}" if options.peers else "")
     )
     stands = percent(found["bare"])
     scaled = f"from {options.bare_restarts} of {RESTARTS} restarts, which leave {stands}"
     print(f"bare loop: {took['bare']:.1f} s ({scaled}), {UNITS} units an image")
     for name in ("fp32", "bf16"):
         report(name, found[name], took[name], took[name] / took["bare"])
+    for name in attacks if options.peers else ():
+        ratio = took[name] / took["bare"]
+        print(f"{name}: {took[name]:.1f} s, {ratio:.3f} of bare; robust {percent(found[name])}")
     differ = int((found["fp32"].robust != found["bf16"].robust).sum())
     print(f"fp32 and bf16 differ in {differ} of {len(x)} images")
 
@@ -114,6 +133,16 @@ def evaluated(
     return robust_accuracy(
         model, zip(x.split(size), y.split(size), strict=True), [attack], ball=ball
     )
+
+
+def attacked(model: nn.Module, attack: peers.Attack, x: Tensor, y: Tensor, size: int) -> Tensor:
+    """Which images [N] are right at the points that another library's attack ends at."""
+    standing = []
+    for x, y in zip(x.split(size), y.split(size), strict=True):  # noqa: B020
+        points = attack(x, y)
+        with torch.no_grad():
+            standing.append(model.eval()(points).argmax(1) == y)
+    return torch.cat(standing).cpu()
 
 
 def alike(found: Robustness, count: int, clean: float, robust: float) -> Tensor:

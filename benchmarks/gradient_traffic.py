@@ -126,7 +126,8 @@ def measure(options: argparse.Namespace) -> None:
         f"{options.batch} images a host; {options.rounds} rounds\n"
     )
     print(
-        "| link | gradients | s an update | of it compute | of fp32's time | MB sent | computed |"
+        f"| link | gradients | s an update | of it compute | of {options.gradients[0]}'s time "
+        "| MB sent | computed |"
     )
     print("|---|---|---|---|---|---|---|")
     rows: list[dict[str, Any]] = []

@@ -1,31 +1,40 @@
-"""How cost grows: an epoch with the images, memory with the restarts, evaluation with survivors.
+"""How cost grows: an epoch and memory with the images, memory with restarts, evaluation with
+survivors.
 
     python benchmarks/growth.py --out growth.svg
 
-A small network on scikit-learn's digits, repeated where more images are asked for. Prints each
-series beside what a straight line through its first and last point would say, and draws them.
-Memory is the peak of a process of its own. Sets here lie in memory as a whole; nothing is
-streamed, so memory grows with the data by the size of its pixels.
+A small network on scikit-learn's digits, repeated where more images are asked for; for memory
+with the images on JPEG files of smooth noise, streamed from a store as `data.stored` does. Prints
+each series beside what a straight line through its first and last point would say, and draws
+them. Memory is that of a process of its own: with restarts its peak, with streamed images what it
+holds besides files mapped into it, after an epoch of learning. A set in memory takes its pixels.
 """
 
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import torch
-from measuring import paired, setting
+from measuring import held, paired, setting
+from PIL import Image
 from torch import Tensor
 
 from gratis import Learner, Linf, fgsm_rs, robust_accuracy
-from gratis.data import Images, Loader, load
+from gratis.data import Images, Loader, StreamLoader, load
+from gratis.data.streamed import Keeping
 from gratis.nn import build_model
 from gratis.passes import Batch
 
 BALL = Linf(0.2)
 ATTACK = "pgd-20-5"
+STREAMED = (1000, 2000, 4000, 8000)
+SIDE = 128
+"""Of streamed images, in pixels: 49 kB an image, so that the most take 393 MB."""
 Series = list[tuple[float, float]]
 
 
@@ -87,12 +96,45 @@ def evaluation_seconds(rounds: int) -> Series:
 
 def peak_memory() -> Series:
     """(restarts, peak MiB of a process that evaluates)."""
+    return [(restarts, of_process("--peak", str(restarts))) for restarts in (1, 5, 10, 20)]
+
+
+def streamed_memory() -> Series:
+    """(streamed images, MiB that a process holds after an epoch over them)."""
     series: Series = []
-    for restarts in (1, 5, 10, 20):
-        command = [sys.executable, __file__, "--peak", str(restarts)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        series.append((restarts, float(done.stdout)))
+    for count in STREAMED:
+        with tempfile.TemporaryDirectory() as root:
+            write_images(Path(root), count)
+            of_process("--held", root)  # decodes them; the next finds them decoded
+            series.append((count, of_process("--held", root)))
     return series
+
+
+def write_images(root: Path, count: int) -> None:
+    """So many training images as files in class folders, and a test image of each class."""
+    noise = np.random.default_rng(0)
+    for row in range(count + 10):
+        split = "train" if row < count else "test"
+        place = root / split / f"class-{row % 10}" / f"{row}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(noise.integers(0, 256, (8, 8, 3), np.uint8))
+        coarse.resize((SIDE, SIDE)).save(place)
+
+
+def of_process(*arguments: str) -> float:
+    """What this script prints when it is called with such arguments."""
+    command = [sys.executable, __file__, *arguments]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def held_after_epoch(root: Path) -> None:
+    torch.manual_seed(0)
+    images, _ = Keeping(root, workers=torch.get_num_threads()).training((SIDE,), 32, None)
+    model = build_model("small-conv", classes=10, channels=3, image_size=32)
+    learner = Learner(model, torch.optim.SGD(model.parameters(), 0.01), seed=0)
+    for x, y in StreamLoader(images, 64, seed=0, augment=["resized-crop", "flip"]):
+        learner.fit(fgsm_rs(BALL), Batch(x, y))
+    print(held() / 2**20)
 
 
 def peak(restarts: int) -> None:
@@ -111,15 +153,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--held", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak:
         peak(options.peak)
         return
+    if options.held:
+        held_after_epoch(options.held)
+        return
     began = time.perf_counter()
     print(setting())
     figures = {
         ("training images", "seconds of a data pass"): epoch_seconds(options.rounds),
+        ("streamed images", "memory held, MiB"): streamed_memory(),
         ("restarts", "peak memory, MiB"): peak_memory(),
         ("images of 200 that stand", f"seconds of {ATTACK}"): evaluation_seconds(options.rounds),
     }
@@ -141,7 +188,7 @@ def draw(figures: dict[tuple[str, str], Series], out: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    canvas, axes = pyplot.subplots(1, len(figures), figsize=(11, 3.2), constrained_layout=True)
+    canvas, axes = pyplot.subplots(1, len(figures), figsize=(14, 3.2), constrained_layout=True)
     for axis, ((x_label, y_label), series) in zip(axes, figures.items(), strict=True):
         axis.plot(*zip(*series, strict=True), marker="o")
         axis.plot([series[0][0], series[-1][0]], [series[0][1], series[-1][1]], "--", color="grey")

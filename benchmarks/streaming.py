@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measuring import setting
+from measuring import held, setting
 
 from gratis import recipe as recipes
 from gratis.budget import Plan
@@ -146,12 +146,6 @@ def memory(images: Streamed, options: argparse.Namespace) -> None:
         for _ in StreamLoader(small, 64, seed=0, augment=AUGMENT, workers=options.threads):
             pass
         print(f"| {len(some)} | {held() / 1e6:.0f} |", flush=True)
-
-
-def held() -> int:
-    """Bytes of this process that are no pages of files (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("RssAnon")))
 
 
 if __name__ == "__main__":

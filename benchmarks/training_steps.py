@@ -8,11 +8,14 @@ same methods in plain PyTorch as released code writes them (every backward compu
 gradients too), and ours as `Learner` runs them, channels last and in bf16 where the machine has
 it (the targets are for such machines). All take turns,
 `--rounds` times; medians. Random pixels and labels: nothing here depends on what is in them.
+`--peers` adds the same updates with the perturbations of other libraries (see `peers.py`), and
+ours in fp32.
 """
 
 import argparse
 from collections.abc import Callable
 
+import peers
 import torch
 import torch.nn.functional as F
 from measuring import paired, setting
@@ -37,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true", help="ours as compiled code")
+    parser.add_argument("--peers", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -55,12 +59,17 @@ def main() -> None:
             "preact-resnet18", **shape, width=options.width, **STATISTICS
         ).to(device)  # fmt: skip
 
-    def ours(method: Method, model: nn.Module, size: int | None = None) -> Callable[[], object]:
+    def ours(
+        method: Method,
+        model: nn.Module,
+        size: int | None = None,
+        precision: str = options.precision,
+    ) -> Callable[[], object]:
         batch = Batch(images[:size], labels[:size])
         learner = Learner(
             model,
             torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4),
-            precision=options.precision,
+            precision=precision,
             channels_last=True,
             seed=0,
         )
@@ -82,7 +91,16 @@ def main() -> None:
             for size in (options.batch, loaded)
         },
     }
-    print(setting())
+    if options.peers:
+        jobs |= {
+            "natural, fp32": ours(Natural(), network(), options.batch, "fp32"),
+            "FGSM-RS, fp32": ours(fgsm_rs(ball), network(), options.batch, "fp32"),
+            "PGD-7, fp32": ours(PGDTraining(ball, steps=7), network(), options.batch, "fp32"),
+        }
+        for name, steps in {"FGSM-RS": 1, "PGD-7": 7}.items():
+            for peer in peers.PACKAGES:
+                jobs[f"{peer} {name}"] = through(peer, network(), x, y, steps)
+    print(setting() + (f"; {peers.versions()}" if options.peers else ""))
     print(
         f"PreActResNet18, width {options.width}, batches of {options.batch} at 32x32, "
         f"{options.rounds} paired rounds; ours {options.precision}, channels last"
@@ -125,6 +143,22 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Callable[[], ob
             delta = (x + delta).clamp(0, 1) - x
         optimizer.zero_grad()
         F.cross_entropy(model(x + delta), y).backward()
+        optimizer.step()
+
+    return update
+
+
+def through(peer: str, model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Callable[[], object]:
+    """An update on points that another library finds; cleverhans takes no steps above eps."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+    step_size = EPS if steps == 1 else EPS / 4
+    attack = peers.pgd(model, eps=EPS, steps=steps, step_size=step_size)[peer]
+
+    def update() -> None:
+        points = attack(x, y)
+        model.train()
+        optimizer.zero_grad()
+        F.cross_entropy(model(points), y).backward()
         optimizer.step()
 
     return update
