@@ -14,6 +14,7 @@ from gratis.comm_hooks import exchange_named
 from gratis.distributed import Processes, Replica
 from gratis.nn.auxbn import equalise_speed, through
 from gratis.nn.batchnorm import PartsStatistics
+from gratis.nn.layout import layout
 from gratis.nn.syncedbn import synced
 from gratis.optim import groups
 from gratis.optim.averaged import Averaged
@@ -65,7 +66,7 @@ class Learner:
     ) -> None:
         self.task: Task = task or Classification()
         self.device = next(model.parameters()).device
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.memory_format = layout(model, channels_last)
         self.model = model.to(memory_format=self.memory_format)
         self.optimizer, self.schedule = optimizer, schedule
         self.spent = Meter()
