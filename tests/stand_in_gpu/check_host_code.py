@@ -14,17 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gratis import L1, L2, Linf, Natural, add_aux
-from gratis.attacks import Attack, Attacked, build_attack
-from gratis.attacks.apgd import APGD
-from gratis.attacks.fab import FAB
-from gratis.attacks.square import Square
-from gratis.balls import Ball
-from gratis.budget import Meter
+from gratis import Natural, add_aux
 from gratis.graphs import Graphs
-from gratis.losses import cross_entropy
 from gratis.passes import Batch, Method
-from gratis.tasks import Classification
 from tests.stand_in_gpu import learning
 from tests.stand_in_gpu.check_capturing import Read
 from tests.stand_in_gpu.learning import METHODS, SGD
@@ -107,33 +99,3 @@ def test_what_waits_is_found_out(what: str, waits: Callable[[], int]) -> None:
     ours.fit(method, first)
     with pytest.warns(UserWarning, match="could not be recorded"):
         ours.fit(method, second)
-
-
-@pytest.mark.parametrize("ball", [Linf(1e-9), L2(1e-9), L1(1e-9)], ids=["linf", "l2", "l1"])
-@pytest.mark.parametrize(
-    "made",
-    [
-        lambda n: APGD("apgd-ce", steps=n, restarts=1),
-        lambda n: APGD("apgd-t", "dlr-t", steps=n, targets=2),
-        lambda n: FAB("fab-t", steps=n, targets=2),
-        lambda n: Square("square", queries=n),
-        lambda n: build_attack(f"pgd-{n}-2"),
-        lambda n: build_attack(f"pgd-{n}:bf16"),
-    ],
-    ids=["apgd-ce", "apgd-t", "fab-t", "square", "pgd", "pgd:bf16"],
-)
-def test_attacks_wait_for_nothing_at_a_step(
-    made: Callable[[int], Attack], ball: Ball, waits: Callable[[], int]
-) -> None:
-    """Seven steps more, among which no broken image may leave, are not one wait more."""
-    model, (batch,) = network().eval(), batches(8)
-    counts = []
-    for steps in (12, 19):
-        before = waits()
-        given = Attacked(
-            *(model, batch.x, batch.y, ball, cross_entropy, Classification().correct),
-            *(list(range(8)), Meter()),
-        )
-        made(steps)(given)
-        counts.append(waits() - before)
-    assert counts[0] == counts[1]
