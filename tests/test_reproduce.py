@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from gratis import assess, train
+from gratis import train
 from gratis.cli import main
 from gratis.reproduce import papers
 from gratis.reproduce.columns import SHIFTS
@@ -54,18 +54,24 @@ def test_a_table_end_to_end_and_again(tmp_path, monkeypatch):
     assert Run.open(tmp_path / "fgsm").checkpoint_path("last").stat().st_mtime_ns == weights
 
 
-def test_an_interrupted_row_goes_on(tmp_path, monkeypatch):
+def trained_alone(tmp_path, monkeypatch):
+    """A table's folder, where a row was killed before it was evaluated."""
     folder = tmp_path / "table" / "smoke"  # beside it rows are looked for, which earlier tests made
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "evaluate_run", killed)
-    with pytest.raises(KeyboardInterrupt):
-        make("fast-table1", folder, rows=("free-8",))
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "evaluate_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make("fast-table1", folder, rows=("free-8",))
     assert not (folder / "free-8" / FACTS).exists()
+    return folder
+
+
+def test_an_interrupted_row_goes_on(tmp_path, monkeypatch):
+    folder = trained_alone(tmp_path, monkeypatch)
     trained = Run.open(folder / "free-8").log()
-    monkeypatch.setattr(train, "evaluate_run", assess.evaluate_run)
     _, complete = make("fast-table1", folder, rows=("free-8",))
     assert complete
     assert Run.open(folder / "free-8").log() == trained, "only the evaluation was missing"
@@ -73,15 +79,7 @@ def test_an_interrupted_row_goes_on(tmp_path, monkeypatch):
 
 def test_a_cell_is_of_as_many_images_as_its_line_says(tmp_path, monkeypatch):
     """A look at a few images, between training and its evaluation, stands in no cell."""
-    folder = tmp_path / "table" / "smoke"  # beside it rows are looked for, which earlier tests made
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "evaluate_run", killed)
-    with pytest.raises(KeyboardInterrupt):
-        make("fast-table1", folder, rows=("free-8",))
-    monkeypatch.setattr(train, "evaluate_run", assess.evaluate_run)
+    folder = trained_alone(tmp_path, monkeypatch)
     assert main(["evaluate", str(folder / "free-8"), "--limit", "7", "--checks", "none"]) == 0
     record, complete = make("fast-table1", folder, rows=("free-8",))
     assert complete
