@@ -177,7 +177,7 @@ def planned(
             budget_thirds=paid,
             data_passes=budget.data_passes,
         )
-    if not found.updates:
+    if found.updates == 0:
         first = update_thirds(loaders[0].batch_sizes[0])[0]
         raise ValueError(
             f"the budget pays for no update: one costs {passes_of(first, images):.3g} passes "

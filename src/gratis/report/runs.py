@@ -78,8 +78,10 @@ class RunView:
     @property
     def budget(self) -> Record | None:
         """What training cost; None where it has not ended, and where it is not known."""
-        known = self.results is not None and self.finished and not self.given
-        return self.results["budget"] if known and self.results else None
+        if self.results is None or self.given or not self.finished:
+            return None
+        budget: Record = self.results["budget"]
+        return budget
 
     @property
     def finished(self) -> bool:
