@@ -8,7 +8,8 @@ restart, so that a few of them tell that of all (`--bare-restarts`; the starts a
 Rounds run in turns, medians are printed. On a CPU seconds are those of the process, which other
 work on the machine moves less than the clock on the wall. `--like CLEAN ROBUST` chooses images so
 that so large a share of them is right when clean, and stands after pgd-10.
-`--peers` adds the same attack by other libraries (see `peers.py`), with all its restarts.
+`--peers [NAME ...]` adds the same attack by other libraries (see `peers.py`), all or those named,
+with all its restarts.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import peers
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare-restarts", type=int, default=2)
-    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--peers", nargs="*", choices=peers.WITH_RESTARTS, metavar="NAME")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -89,15 +91,13 @@ def main() -> None:
         "fp32": lambda: evaluated(model, x, y, ball, "pgd-50-10", options.batch),
         "bf16": lambda: evaluated(model, x, y, ball, "pgd-50-10:bf16", options.batch),
     }
-    if options.peers:
+    libraries = () if options.peers is None else options.peers or peers.WITH_RESTARTS
+    for name in libraries:
         theirs = copy.deepcopy(model).requires_grad_(True)
-        attacks = peers.pgd(
-            theirs, eps=ball.eps, steps=STEPS, step_size=ball.eps / 4, restarts=RESTARTS
+        attack = peers.pgd(
+            name, theirs, eps=ball.eps, steps=STEPS, step_size=ball.eps / 4, restarts=RESTARTS
         )
-        named |= {
-            name: lambda attack=attack: attacked(theirs, attack, x, y, options.batch)
-            for name, attack in attacks.items()
-        }  # fmt: skip
+        named[name] = partial(attacked, theirs, attack, x, y, options.batch)
     seconds: dict[str, list[float]] = {name: [] for name in named}
     found = {}
     for turn in range(options.rounds):
@@ -113,14 +113,14 @@ def main() -> None:
     print(
         f"{options.run}: {len(x)} images at {ball.norm} {ball.eps:g} in batches of "
         f"{options.batch}, {options.rounds} rounds; {setting()}"
-        + (f"; {peers.versions()}" if options.peers else "")
+        + (f"; {peers.versions(libraries)}" if libraries else "")
     )
     stands = percent(found["bare"])
     scaled = f"from {options.bare_restarts} of {RESTARTS} restarts, which leave {stands}"
     print(f"bare loop: {took['bare']:.1f} s ({scaled}), {UNITS} units an image")
     for name in ("fp32", "bf16"):
         report(name, found[name], took[name], took[name] / took["bare"])
-    for name in attacks if options.peers else ():
+    for name in libraries:
         ratio = took[name] / took["bare"]
         print(f"{name}: {took[name]:.1f} s, {ratio:.3f} of bare; robust {percent(found[name])}")
     differ = int((found["fp32"].robust != found["bf16"].robust).sum())

@@ -9,7 +9,7 @@ of them take the network in eval mode, its parameters requiring gradients as tho
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 
 import numpy as np
@@ -25,28 +25,28 @@ PACKAGES = {
     "cleverhans": "cleverhans",
     "ART": "adversarial-robustness-toolbox",
 }
+WITH_RESTARTS = ("torchattacks", "foolbox", "ART")
 
 
-def versions() -> str:
+def versions(names: Iterable[str]) -> str:
     """Of each library, in a line."""
-    return ", ".join(f"{name} {version(package)}" for name, package in PACKAGES.items())
+    return ", ".join(f"{name} {version(PACKAGES[name])}" for name in names)
 
 
 def pgd(
-    model: nn.Module, *, eps: float, steps: int, step_size: float, restarts: int = 1
-) -> dict[str, Attack]:
-    """PGD in Linf from random starts, by library; with several restarts those that have them.
+    name: str, model: nn.Module, *, eps: float, steps: int, step_size: float, restarts: int = 1
+) -> Attack:
+    """PGD in Linf from random starts by the library of that name.
 
     model: of ten classes of images 3x32x32.
     """
-    found = {
-        "torchattacks": by_torchattacks(model, eps, steps, step_size, restarts),
-        "foolbox": by_foolbox(model, eps, steps, step_size, restarts),
-        "ART": by_art(model, eps, steps, step_size, restarts),
-    }
-    if restarts == 1:
-        found["cleverhans"] = by_cleverhans(model, eps, steps, step_size)
-    return found
+    build = {
+        "torchattacks": by_torchattacks,
+        "foolbox": by_foolbox,
+        "cleverhans": by_cleverhans,
+        "ART": by_art,
+    }[name]
+    return build(model, eps, steps, step_size, restarts)
 
 
 def by_torchattacks(
@@ -75,7 +75,10 @@ def by_foolbox(model: nn.Module, eps: float, steps: int, step_size: float, resta
     return points
 
 
-def by_cleverhans(model: nn.Module, eps: float, steps: int, step_size: float) -> Attack:
+def by_cleverhans(
+    model: nn.Module, eps: float, steps: int, step_size: float, restarts: int
+) -> Attack:
+    assert restarts == 1, "it has none"
     from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
 
     def points(x: Tensor, y: Tensor) -> Tensor:

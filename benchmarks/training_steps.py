@@ -100,7 +100,7 @@ def main() -> None:
         for name, steps in {"FGSM-RS": 1, "PGD-7": 7}.items():
             for peer in peers.PACKAGES:
                 jobs[f"{peer} {name}"] = through(peer, network(), x, y, steps)
-    print(setting() + (f"; {peers.versions()}" if options.peers else ""))
+    print(setting() + (f"; {peers.versions(peers.PACKAGES)}" if options.peers else ""))
     print(
         f"PreActResNet18, width {options.width}, batches of {options.batch} at 32x32, "
         f"{options.rounds} paired rounds; ours {options.precision}, channels last"
@@ -152,7 +152,7 @@ def through(peer: str, model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Ca
     """An update on points that another library finds; cleverhans takes no steps above eps."""
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     step_size = EPS if steps == 1 else EPS / 4
-    attack = peers.pgd(model, eps=EPS, steps=steps, step_size=step_size)[peer]
+    attack = peers.pgd(peer, model, eps=EPS, steps=steps, step_size=step_size)
 
     def update() -> None:
         points = attack(x, y)

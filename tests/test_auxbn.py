@@ -223,5 +223,11 @@ def test_a_branch_without_a_share_or_a_gradient_is_left_alone():
     before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     equalise_speed(model, 1.0, 0.0)
     assert all(torch.equal(dict(model.named_parameters())[n].grad, g) for n, g in before.items())
+    with through(model, "aux"):
+        outputs(model, x, True).sum().backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    assert any("aux_norm." in name and bool(g.any()) for name, g in before.items())
+    equalise_speed(model, 1.0, 0.0)
+    assert all(torch.equal(dict(model.named_parameters())[n].grad, g) for n, g in before.items())
     plain = PreActResNet18(5, width=8)
     equalise_speed(plain, 0.5, 0.5)  # no branches, nothing to do

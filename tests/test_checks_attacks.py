@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gratis.balls import Ball, Linf
+from gratis.balls import L1, L2, Ball, Linf
 from gratis.evaluate import Robustness, check_masking, robust_accuracy
-from gratis.evaluate.checks import paired
+from gratis.evaluate.checks import paired, points
 from tests.masking import (
     BALL,
     X,
@@ -179,3 +179,34 @@ def test_other_images_and_points_outside_are_found_out(healthy: nn.Module) -> No
     assert checks.verdict == "evaluation unreliable"
     with pytest.raises(ValueError, match="gives 64 images, the evaluation has 100"):
         check_masking(healthy, lambda: list(batches())[:1], found, ball=BALL)
+
+
+def test_an_evaluation_weaker_than_ten_steps_is_seen(healthy: nn.Module) -> None:
+    """Its attack climbs another loss by steps too short; the checks' own do not."""
+    found = checked(healthy, "cw-50:alpha=0.00001", full=True)
+    assert "M8" in failed(found)
+    assert "which breaks" in finding(found, "M8").shown
+    assert "M8" not in failed(checked(healthy, "pgd-20", full=True))
+    assert "M8" not in failed(checked(healthy, "fgsm", full=True)), "it claims no more than a step"
+
+
+def test_the_whole_box_of_l1_holds_every_image(healthy: nn.Module) -> None:
+    given = subject(healthy, "pgd-2", ball=L1(1.0))
+    assert paired._widest(given) == 64.0
+    assert paired._widest(subject(healthy, "pgd-2", ball=L2(1.0))) == 8.0
+
+
+def test_rounding_to_8_bits_is_that_of_the_pixels_range(healthy: nn.Module) -> None:
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    x = torch.rand(4, 1, 8, 8) * 255
+    point = points.Points(x, torch.zeros(4).long(), x, torch.ones(4, dtype=torch.bool))
+    asked: list[Tensor] = []
+    wide.register_forward_pre_hook(lambda module, given: asked.append(given[0]))
+    given = subject(healthy, "pgd-2")
+    given.model, given.ball = wide, Linf(8.0, 0.0, 255.0)
+    points.rounded(given, point)
+    torch.testing.assert_close(asked[0], x.round())
+    del asked[:]
+    given.ball = Linf(0.1, -1.0, 1.0)
+    points.rounded(given, points.Points(x, point.y, x / 127.5 - 1, point.broken))
+    torch.testing.assert_close((asked[0] + 1) * 127.5, x.round(), rtol=0, atol=1e-3)

@@ -163,3 +163,20 @@ def test_falls_in_a_training_log(healthy: nn.Module, history: list[float], expec
 def test_a_fall_in_the_training_log_fails_the_check(healthy: nn.Module) -> None:
     found = checked(healthy, history=[0.6, 0.1])
     assert finding(found, "M2").verdict == "fail"
+
+
+def test_activations_in_place_do_not_stop_the_check(healthy: nn.Module) -> None:
+    torch.manual_seed(0)
+    inner = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(512, 10)
+    )
+    found = finding(checked(nn.Sequential(Quantise(), inner), "pgd-10"), "M14")
+    assert found.verdict == "fail"
+    assert "in 0 (Quantise); with" in found.shown
+
+
+def test_answers_that_depend_on_the_batch_are_found(healthy: nn.Module) -> None:
+    def normalised(x: Tensor) -> Tensor:
+        return (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
+
+    assert "M15" in failed(checked(Through(healthy, before=normalised), "pgd-10"))

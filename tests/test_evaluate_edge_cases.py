@@ -104,3 +104,59 @@ def test_a_model_without_parameters() -> None:
     x = torch.rand(5, 1, 1, 3)
     found = evaluate(model, x, x.flatten(1).argmax(1))
     assert found.correct[:, 0].all()
+
+
+@pytest.mark.parametrize(
+    ("classes", "label", "message"),
+    [
+        (1, 0, r"answers are shaped \(3, 1\).*torch.cat"),
+        (4, 4, "label 4 for a model of 4 classes"),
+    ],
+)
+def test_labels_that_no_answer_could_be_right_about_are_refused(
+    classes: int, label: int, message: str
+) -> None:
+    x, y = torch.rand(3, 3, 6, 5), torch.tensor([0, 0, label])
+    with pytest.raises(ValueError, match=message):
+        robust_accuracy(conv_net(classes=classes), [(x, y)], ["pgd-3"], ball=Linf(0.1))
+
+
+def test_probabilities_of_other_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels \(3, 5\) for a model of 4 classes"):
+        evaluate(conv_net(), torch.rand(3, 3, 6, 5), torch.full((3, 5), 0.2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_images_too_coarse_for_a_small_radius_are_refused(dtype: torch.dtype) -> None:
+    x = torch.rand(3, 3, 6, 5).to(dtype)
+    with pytest.raises(ValueError, match=r"lie too far apart to be moved by eps; give model.float"):
+        evaluate(conv_net().to(dtype), x, torch.zeros(3).long())
+
+
+def test_a_loader_of_empty_batches_is_empty() -> None:
+    x, y = torch.rand(0, 3, 6, 5), torch.zeros(0).long()
+    with pytest.raises(ValueError, match="loader was empty"):
+        robust_accuracy(conv_net(), [(x, y), (x, y)], ["pgd-3"], ball=Linf(0.1))
+    whole = robust_accuracy(
+        conv_net(), [(x, y), (torch.rand(2, 3, 6, 5), y.new_zeros(2))], ["pgd-3"], ball=Linf(0.1)
+    )
+    assert len(whole.robust) == 2
+
+
+def test_points_of_images_of_several_shapes_are_refused_before_the_second() -> None:
+    sizes = [(torch.rand(2, 3, 6, side), torch.zeros(2).long()) for side in (5, 7)]
+    model = conv_net()
+    assert len(robust_accuracy(model, sizes, ["pgd-3"], ball=Linf(0.1)).robust) == 4
+    with pytest.raises(ValueError, match=r"points of images \(3, 6, 7\) and of \(3, 6, 5\)"):
+        robust_accuracy(model, sizes, ["pgd-3"], ball=Linf(0.1), points=True)
+
+
+@pytest.mark.usefixtures("few_queries")
+@pytest.mark.parametrize("attack", ["apgd-t", "fab-t", "square", "cw-9", "apgd-dlr"])
+def test_probabilities_as_labels_are_attacked_as_their_likeliest_class(attack: str) -> None:
+    model, x, y, ball = a_problem(12)
+    soft = 0.1 + 0.6 * F.one_hot(y, 4).double()
+    each = [robust_accuracy(model, [(x, of)], [attack], ball=ball, seed=3) for of in (y, soft)]
+    assert torch.equal(each[0].correct[:, 0], each[1].correct[:, 0])
+    assert torch.equal(each[0].robust, each[1].robust)
+    assert 0 < int(each[0].robust.sum()) < int(each[0].correct[:, 0].sum())

@@ -1,5 +1,7 @@
 """A model that is evaluated is only looked at: its modes, weights and statistics stay."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -81,3 +83,41 @@ def test_it_works_inside_no_grad_and_autocast() -> None:
     assert dtypes == {torch.float32}
     assert torch.equal(plain.correct, inside.correct)
     assert torch.equal(plain.examples.adversarial, inside.examples.adversarial)
+
+
+@pytest.fixture
+def switches() -> Iterator[None]:
+    """How NVIDIA cards multiply fp32, put back."""
+    parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
+    old = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    before = [part.fp32_precision for part in parts]
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = old
+    for part, own in zip(parts, before, strict=True):
+        part.fp32_precision = own
+
+
+@pytest.mark.usefixtures("switches")
+@pytest.mark.parametrize("by", ["default", "old switches", "new switches"])
+def test_cards_multiply_in_whole_fp32_meanwhile(by: str) -> None:
+    if by == "old switches":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    elif by == "new switches":
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+    def told() -> list[str]:
+        return [torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision]
+
+    class Asking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(told())
+            return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+
+    before, seen = told(), list[list[str]]()
+    robust_accuracy(
+        Asking(), [(torch.rand(3, 3, 4, 4), torch.zeros(3).long())], ["pgd-2"], ball=Linf(0.1)
+    )
+    assert {tuple(each) for each in seen} == {("ieee", "ieee")}
+    assert told() == before
+    assert torch.backends.cudnn.allow_tf32 == (by == "default" or before[0] == "tf32")

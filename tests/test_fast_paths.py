@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gratis.attacks import Attack, Attacked, autoattack
+from gratis.attacks import Attack, Attacked, autoattack, packing
 from gratis.attacks.apgd import APGD
 from gratis.attacks.fab import BACKWARD, FAB, LARGEST_BIAS, OVERSHOOT, onto_plane
 from gratis.attacks.first_layer import input_gradients
@@ -17,6 +17,7 @@ from gratis.budget import Meter
 from gratis.evaluate import robust_accuracy
 from gratis.tasks import Classification
 from tests.problems import a_problem, batched
+from tests.test_hot_paths import Counted
 
 
 def attacked_by(
@@ -199,6 +200,13 @@ def gradient(net: nn.Module, x: Tensor, *, quick: bool) -> Tensor:
     return torch.autograd.grad(value, point)[0]
 
 
+def backwards(net: nn.Module, x: Tensor, *, quick: bool) -> int:
+    """How often a gradient is taken of oneDNN's convolutions."""
+    with Counted() as counts:
+        gradient(net, x, quick=quick)
+    return counts.calls["aten::convolution_backward"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -217,8 +225,12 @@ def test_the_first_layers_gradient_is_the_same(
 ) -> None:
     torch.manual_seed(0)
     net, x = Net(**options).requires_grad_(False).to(memory_format=layout), torch.rand(4, 3, 12, 11)
+    taken = backwards(net, x, quick=False) - backwards(net, x, quick=True)
+    own = layout == torch.contiguous_format and options.get("padding") != "same"
+    assert taken == own, "channels last and strings as padding are left to oneDNN"
     torch.testing.assert_close(gradient(net, x, quick=True), gradient(net, x, quick=False))
     net, x = net.double(), x.double()
+    assert backwards(net, x, quick=False) == backwards(net, x, quick=True)
     assert torch.equal(gradient(net, x, quick=True), gradient(net, x, quick=False))
 
 
@@ -270,8 +282,8 @@ def test_the_batches_of_autoattack_change_nothing(monkeypatch: pytest.MonkeyPatc
     )
     monkeypatch.setattr(autoattack, "STANDARD", short)
     whole = robust_accuracy(model, [(x, y)], ["autoattack"], ball=ball, points=True)
-    monkeypatch.setattr(autoattack, "NUMBERS_IN_CACHE", 1)
-    monkeypatch.setattr(autoattack, "FEWEST", 3)
+    monkeypatch.setattr(packing, "NUMBERS_IN_CACHE", 1)
+    monkeypatch.setattr(packing, "FEWEST", 3)
     shares: list[int] = []
     cut = robust_accuracy(
         model, batched(x, y, 5), ["autoattack"], ball=ball, points=True, progress=shares.append

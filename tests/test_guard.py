@@ -271,8 +271,22 @@ def test_early_stop_measures_pgd_5_on_the_batch_and_counts_it():
     assert all(torch.equal(before[k], v) for k, v in weights(model).items())
 
 
-def test_checks_come_from_the_same_starts_and_leave_the_run_alone(tmp_path):
-    """With and without checks the trained weights are bitwise the same."""
+def test_checks_come_from_the_same_starts_every_time():
+    recipe = tiny("fgsm-rs")
+    data = training_data(recipe)
+    model, looked = network(recipe, data.training), []
+    checker = Checker(data.held_out, 16, "pgd-3", Linf(0.1), seed=0)
+    model.register_forward_pre_hook(lambda module, given: looked.append(given[0].detach().clone()))
+    for seed in (3, 40):
+        torch.manual_seed(seed)
+        checker(model, Meter())
+    first, second = looked[: len(looked) // 2], looked[len(looked) // 2 :]
+    assert len(first) > 2
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_checks_leave_the_run_alone(tmp_path):
+    """The trained weights are bitwise the same."""
     often = train.run(tiny("free-3", "check.every=0.4"), tmp_path / "often")
     never = train.run(tiny("free-3", "check.every=100"), tmp_path / "never")
     assert len([r for r in often.log() if r["kind"] == "check"]) > 2

@@ -106,6 +106,35 @@ def test_an_update_runs_each_convolution_once_a_pass_and_once_a_probe(name: str)
     assert counts.calls["aten::convolution_backward"] == CONVOLUTIONS * (passes + probes)
 
 
+@pytest.mark.parametrize(
+    ("method", "unasked"),
+    [
+        (Natural(), 1),
+        (fgsm_rs(BALL), 1),
+        (PGDTraining(BALL, steps=7), 1),
+        (Free(BALL, replays=8), 0),
+        (Trades(BALL, steps=2), 2),
+        (GradAlign(BALL), 1),
+    ],
+    ids=["natural", "fgsm-rs", "pgd-7", "free-8", "trades-2", "gradalign"],
+)
+def test_the_kernels_that_run_are_those_that_the_cost_counts(method: Method, unasked: int) -> None:
+    """A third of a pass is one kernel for each convolution; `unasked`: gradients of images that a
+    pass counts but nobody wants.
+    """
+    counts = counted(method)
+    kernels = counts.calls["aten::convolution"] + counts.input_gradients + counts.weight_gradients
+    thirds = sum(method.update_thirds(IMAGES)) // IMAGES
+    assert kernels == CONVOLUTIONS * thirds - unasked
+
+
+def test_yopo_runs_the_first_layer_alone_between_its_passes() -> None:
+    counts = counted(Yopo(BALL, rounds=2, steps=2))
+    # each round: all layers, then two steps and a weight gradient through the first
+    assert counts.calls["aten::convolution"] == 2 * (CONVOLUTIONS + 3)
+    assert counts.calls["aten::convolution_backward"] == 2 * (CONVOLUTIONS + 3)
+
+
 @each_method
 def test_only_passes_have_weight_gradients(name: str) -> None:
     method, passes, _ = METHODS[name]

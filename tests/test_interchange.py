@@ -1,14 +1,13 @@
-"""Models from elsewhere evaluated, ours written for elsewhere, evaluations that go on."""
+"""Models from elsewhere evaluated, ours written for elsewhere."""
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from gratis import train
-from gratis.assess import evaluate_run, trained
+from gratis.assess import trained
 from gratis.cli import main
 from gratis.data import load
 from gratis.export import KINDS, export
@@ -133,7 +132,7 @@ def test_a_model_of_ones_own_is_evaluated(tmp_path, weights, capsys):
     assert main([*command, *limit]) == 0
     printed = capsys.readouterr().out
     assert model[:16] in printed  # a narrow terminal breaks the rest
-    assert "masking checks at linf 0.05, 40 test images, checkpoint last (" in printed
+    assert "masking checks of pgd-2 at linf 0.05, 40 test images, checkpoint last (" in printed
     (entry,) = Run.open(out).results["evaluations"]
     test = load("digits", "test")
     with torch.no_grad():
@@ -199,82 +198,3 @@ def test_safetensors_are_read(tmp_path):
     safetensors.save_file(net.state_dict(), tmp_path / "w.safetensors")
     load_weights(again, tmp_path / "w.safetensors")
     assert torch.equal(net[0].weight, again[0].weight)
-
-
-# --- points kept, evaluations that go on
-
-
-def test_points_are_kept(run):
-    command = ["evaluate", str(run.path), "--limit", "30", "--save-adversarial"]
-    assert main([*command, "--attack", "cw-5", "--attack", "pgd-3"]) == 0
-    entries = [e for e in run.results["evaluations"] if "adversarial" in e]
-    assert [e["attack"] for e in entries] == ["cw-5", "pgd-3"]
-    test = load("digits", "test")
-    recipe = from_plain(run.recipe)
-    model = trained(recipe, load_split(recipe.data, "test"), run.load_checkpoint("last")[0]).eval()
-    for entry in entries:
-        kept = np.load(run.path / entry["adversarial"])
-        points = torch.from_numpy(kept["points"])
-        assert (points - test.pixels(slice(0, 30))).abs().max() <= 0.2 + 1e-6
-        right = model(points).argmax(1) == torch.from_numpy(kept["label"])
-        assert right.tolist() == kept["robust"].tolist()
-        assert kept["points_uint8"].dtype == np.uint8
-    (union,) = [u for u in run.results["unions"] if u["attacks"] == ["cw-5", "pgd-3"]]
-    both = [run.per_image()[f"{e['per_image']}.robust"] for e in entries]
-    assert union["robust"]["correct"] == int((both[0] & both[1]).sum())
-
-
-def test_attacks_in_turn_leave_one_entry_with_parts(run):
-    command = ["evaluate", str(run.path), "--limit", "30", "--union", "--checks", "none"]
-    assert main([*command, "--attack", "fgsm", "--attack", "cw-9"]) == 0
-    (entry,) = [e for e in run.results["evaluations"] if e["attack"] == "fgsm, then cw-9"]
-    assert [part["attack"] for part in entry["parts"]] == ["fgsm", "cw-9"]
-    assert entry["parts"][0]["images"] == entry["clean"]["correct"]
-    assert entry["parts"][1]["images"] == entry["parts"][0]["standing"]
-    assert entry["parts"][1]["standing"] == entry["robust"]["correct"]
-
-
-def test_an_interrupted_evaluation_goes_on(tmp_path, monkeypatch):
-    from gratis.unfinished import Unfinished
-
-    recipe = tiny("fgsm-rs", "evaluation.batch_size=2", passes=1)  # three pools of 24 images
-    whole = train.run(recipe, tmp_path / "whole")
-    real, places = Unfinished.put, []
-
-    def third_time_stops(self, place, answered):
-        places.append(place)
-        if len(places) == 3:
-            raise KeyboardInterrupt
-        real(self, place, answered)
-
-    monkeypatch.setattr(Unfinished, "put", third_time_stops)
-    with pytest.raises(KeyboardInterrupt):
-        train.run(recipe, tmp_path / "stopped")
-    stopped = Run.open(tmp_path / "stopped")
-    assert stopped.results is None
-    (directory,) = stopped.unfinished.iterdir()
-    assert sorted(p.name for p in directory.glob("*.pt")) == ["00000.pt", "00001.pt"]
-    (directory / "00001.pt").write_bytes(b"cut short")
-    train.run(recipe, stopped.path, resume=True)
-    assert places == [0, 1, 2, 1, 2]  # the damaged one is asked again
-    assert not stopped.unfinished.exists()
-
-    def bare(results):
-        return [{k: v for k, v in e.items() if k != "seconds"} for e in results["evaluations"]]
-
-    assert bare(stopped.results) == bare(whole.results)
-
-
-def test_another_question_does_not_take_up_the_answers(run, monkeypatch):
-    from gratis.asked import question
-    from gratis.evaluate import robustness
-
-    asked = question(from_plain(run.recipe))
-    real, seen = robustness._answer, []
-    monkeypatch.setattr(robustness, "_answer", lambda *a: seen.append(1) or real(*a))
-    monkeypatch.setattr("gratis.unfinished.Unfinished.done", lambda self: None)
-    from dataclasses import replace
-
-    for attacks in (("pgd-2",), ("pgd-3",), ("pgd-3",)):
-        evaluate_run(run, replace(asked, attacks=attacks, checks="none"))
-    assert len(seen) == 2

@@ -9,7 +9,10 @@ from gratis.balls import Linf
 from gratis.evaluate.branches import pass_accuracies
 from gratis.evaluate.landscape import iterated_fgsm, surfaces
 from gratis.methods import FastAdvProp, Natural
-from gratis.nn import add_aux, group_norms, small_conv
+from gratis.nn import add_aux, group_norms, small_conv, untracked_statistics
+from gratis.nn.auxbn import branched, through
+from gratis.passes import Batch, seeded
+from gratis.prober import Prober
 
 X = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
 Y = torch.tensor([0, 1, 0, 1, 1, 0])
@@ -66,13 +69,26 @@ def test_pass_accuracies_look_and_do_not_touch():
     before = {key: value.clone() for key, value in model.state_dict().items()}
     x, y = X.repeat(4, 1, 1, 1), Y.repeat(4)
     method = FastAdvProp(Linf(0.1), adversarial=0.5)
-    clean, noisy, adversarial = pass_accuracies(model, method, [(x, y), (x, y)])
-    assert 0 <= adversarial <= noisy <= 1
-    assert 0 <= clean <= 1
+    for norm in branched(model):  # so that it matters which of them a pass goes through
+        nn.init.normal_(norm.aux_norm.weight)
+        nn.init.normal_(norm.aux_norm.bias)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = pass_accuracies(model, method, [(x, y), (x, y)])
     assert not model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
 
     model.train()
+    right = torch.zeros(3)
+    for number in range(2):
+        batch = Batch(x, y, seeded(0, number, x.device))
+        for place, p in enumerate(method.passes(batch, Prober(model))):
+            with untracked_statistics(model), through(model, p.norm):
+                logits = model(p.x)
+            if p.x.requires_grad:
+                (p.x.grad,) = torch.autograd.grad(F.cross_entropy(logits, p.y), p.x)
+            right[place] += (logits.argmax(1) == p.y).double().mean() / 2
+    assert found == pytest.approx(right.tolist())
+    assert len({*found}) > 1
     expected = (model(x).argmax(1) == y).double().mean().item()
     assert pass_accuracies(model, Natural(), [(x, y)]) == (pytest.approx(expected),)

@@ -65,6 +65,8 @@ def test_flips_do_not_depend_on_whether_there_are_crops() -> None:
     assert torch.equal(both[0], crops[0])
     assert both[1].any()
     assert not crops[1].any()
+    flips = parse_augment(["flip"]).draw(50, torch.Generator().manual_seed(0))
+    assert torch.equal(both[1], flips[1])
 
 
 @pytest.mark.parametrize(

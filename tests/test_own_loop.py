@@ -79,3 +79,21 @@ def test_a_batch_that_was_broken_off_leaves_nothing_for_the_next():
         each.fit(method, Batch(x[:10], y[:10]))
     ours, theirs = (dict(each.model.named_parameters()) for each in (broken, fresh))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_epochs_of_a_seed_go_on_from_each_other():
+    """Two calls of two batches draw what one call of four draws; so does one taken up later."""
+    x, y = torch.full_like(some_batches()[0][0][:3], 0.5), torch.zeros(3).long()
+
+    def drawn(method, count, **options):
+        return [
+            p.detach().clone() for p, _ in method.batches([(x, y)] * count, small_net(), **options)
+        ]
+
+    whole = drawn(fgsm_rs(Linf(EPS)), 4, seed=1)
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(whole, 2))
+    method = fgsm_rs(Linf(EPS))
+    halves = drawn(method, 2, seed=1) + drawn(method, 2, seed=1)
+    later = drawn(fgsm_rs(Linf(EPS)), 2, seed=1, updates=2)
+    assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole[2:], later, strict=True))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from gratis.balls import Linf
 from gratis.nn import Normalize, add_aux, mnist_net, small_conv
-from gratis.verify import lowered
+from gratis.verify import Settings, Verifier, lowered
 from gratis.verify.bounds import (
     Box,
     crown_bounds,
@@ -136,3 +137,41 @@ def test_a_network_with_hooks_is_not_what_was_bounded():
     x = torch.rand(1, 1, 2, 2)
     with pytest.raises(RuntimeError, match="disagree"):
         asked.verdict(x, 0)
+
+
+class Capped(nn.ReLU):
+    def forward(self, x):
+        return super().forward(x).clamp(max=6)
+
+
+def test_what_may_compute_something_else_is_refused():
+    def with_hook(place):
+        net = tiny_net(0)
+        (net if place is None else net[place]).register_forward_hook(lambda m, g, out: 2 * out)
+        return net
+
+    capped = tiny_net(0)
+    place = next(i for i, layer in enumerate(capped) if isinstance(layer, nn.ReLU))
+    capped[place] = Capped()
+    with pytest.raises(ValueError, match=rf"layer {place} \(Capped\)"):
+        verifier(capped, 0.1)
+    for place in (None, 1):
+        with pytest.raises(ValueError, match="has hooks, which may compute anything"):
+            verifier(with_hook(place), 0.1)
+
+
+def test_one_image_within_the_pixel_range_is_needed():
+    asked = verifier(tiny_net(0), 0.1)
+    with pytest.raises(ValueError, match="normalisation into the model"):
+        asked.verdict(torch.full((1, 1, 2, 2), -0.4), 0)
+    with pytest.raises(ValueError, match="x holds 2 images; give one"):
+        asked.verdict(torch.rand(2, 1, 2, 2), 0)
+
+
+def test_another_pixel_range_is_another_question():
+    asked = [
+        Verifier(tiny_net(0), (1, 2, 2), ball, Settings()).question()
+        for ball in (Linf(0.1), Linf(0.1, low=-1.0))
+    ]
+    assert asked[0] != asked[1]
+    assert "pixels" not in asked[0], "records of the usual range count as ever"

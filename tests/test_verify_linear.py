@@ -1,16 +1,18 @@
 """Linear programs: what they hold, and bounds that are true whatever a solver says."""
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy.optimize import linprog
 
 from gratis.verify import tighten
-from gratis.verify.bounds import margin_rows, unstable
+from gratis.verify.bounds import lower_bound, margin_rows, unstable
+from gratis.verify.nodes import margin_bound, relaxed, roots, split
 from gratis.verify.program import composed, program, unit_rows
 from gratis.verify.tighten import certified, doubted, tightened
-from tests.verify_problems import conv_problem, linear, samples, seeds, soon
+from tests.verify_problems import conv_problem, linear, problem_of, samples, seeds, soon, tiny_net
 
 # --- the program
 
@@ -70,13 +72,13 @@ def test_any_multipliers_give_a_bound(seed):
     x = samples(problem.box, 500)
     logits = problem.network.logits(x)
     least = (logits[:, :1] - logits[:, 1:]).amin(0)
-    for scale in (0.0, 0.1, 1.0):
+    for scale in (0.0, 0.1, 1.0, 1e12):
         multipliers = scale * torch.randn(3, count, dtype=torch.double)
-        values = certified(problem.network, problem.box, rows, bounds, multipliers)
+        values = certified(problem, rows, bounds, multipliers)
         assert values.isfinite().all()
         assert (values <= least).all()
     multipliers[1] = torch.nan
-    values = certified(problem.network, problem.box, rows, bounds, multipliers)
+    values = certified(problem, rows, bounds, multipliers)
     assert values.isfinite().tolist() == [True, False, True]
     assert values[1] == -torch.inf
 
@@ -189,3 +191,40 @@ def test_a_solver_that_lies_proves_nothing(monkeypatch):
         monkeypatch.setattr(tighten, "answers", lies)
         tight = doubted(problem, 1, enough, soon())
         assert inside(layers, tight.bounds)[margins <= enough].all()
+
+
+def test_what_large_multipliers_round_is_taken_off_their_bounds():
+    """They may cancel to less than they round: nothing that small is proved by them."""
+    problem = conv_problem(0)
+    assert 0 < problem.rounding < 1e-9
+    nodes = roots(problem, torch.tensor([1]))
+    half = split(nodes, torch.tensor([0]), torch.tensor([0]), 1.0)
+    for size in (0.0, 1.0, 1e9):
+        push = tuple(part.clone() for part in half.push)
+        push[0][0, 0] = size
+        pushed = replace(half, push=push)
+        row = margin_rows(problem.network, 0, torch.tensor([1]))[0][:, None]
+        plain = lower_bound(problem.network, row, relaxed(problem, pushed), problem.box)
+        found = margin_bound(problem, pushed).values
+        torch.testing.assert_close(
+            plain.values - found,
+            torch.full_like(found, size * problem.rounding),
+            rtol=1e-3,
+            atol=1e-12,
+        )
+    count, rows = sum(map(len, problem.units)), margin_rows(problem.network, 0, torch.tensor([1]))
+    nothing = torch.zeros(1, count, dtype=torch.double)
+    least = float(certified(problem, rows, list(problem.bounds), nothing))
+    scaled = float(certified(problem, 1e9 * rows, list(problem.bounds), nothing))
+    assert scaled == pytest.approx(1e9 * least, rel=1e-9)
+
+
+@linear
+def test_a_round_that_settles_every_unit_is_the_last():
+    net = tiny_net(0)
+    x = torch.rand(1, 1, 2, 2)
+    problem = problem_of(net, x, 0, 1e-7)
+    assert not sum(map(len, problem.units))
+    assert doubted(problem, 1, 1e6, time.perf_counter() + 20) is not None
+    low = problem_of(net, x, int(net(x).argmax()), 1e-7)
+    assert doubted(low, (low.label + 1) % 3, -1e6, time.perf_counter() + 20) is None

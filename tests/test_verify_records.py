@@ -125,6 +125,45 @@ def test_the_cross_check(run, images, capsys):
     assert f"image {wrong['index']}, unsafe by branch and bound: disagreed" in printed
 
 
+@linear
+@integers
+def test_a_proof_that_a_counterexample_refutes_is_overturned(run, images, capsys):
+    command = ["verify", str(run.path), "--eps", "0.05", "--limit", "20", "--time-limit", "60"]
+    assert main(command) == 0
+    path, log = (run.path / "verify" / f"linf-0.05.{end}" for end in ("json", "jsonl"))
+    records = lines_of(run)
+    before = json.loads(path.read_text())["counts"]
+    wrong = next(r for r in records if r["verdict"] == "unsafe")
+    wrong |= {"verdict": "safe", "rung": "branch", "point": None, "margins": None}
+    wrong["seconds"]["branch"] = 1e3
+    log.write_text("".join(json.dumps(each) + "\n" for each in records))
+    assert main([*command, "--cross-check", "1"]) == 1
+    summary = json.loads(path.read_text())
+    assert summary["counts"] == before, "the image does not count as verified"
+    assert summary["cross_check"]["counts"]["disagreed"] == 1
+    last = lines_of(run)[-1]
+    assert (last["index"], last["verdict"]) == (wrong["index"], "unsafe")
+    assert last["point"] is not None
+    assert min(last["margins"]) > 0
+    assert main(command) == 0
+    assert json.loads(path.read_text())["counts"] == before, "for later commands too"
+
+
+def test_proofs_of_earlier_searches_are_made_anew(run, images, monkeypatch):
+    monkeypatch.setattr(image, "installed", lambda: ())
+    summary = verify_run(run, BALL, SETTINGS, limit=4, images=images)
+    about = {key: summary[key] for key in ("network_sha256", "threat", "least_margin", "data")}
+    records = lines_of(run)
+    for each in records:
+        each["question"] = record._key({"schema": 2, **about})
+    safe = [each for each in records if each["verdict"] == "safe"]
+    safe[0]["rung"] = "branch"
+    log = run.path / "verify" / "linf-0.05.jsonl"
+    log.write_text("".join(json.dumps(each) + "\n" for each in records))
+    verify_run(run, BALL, SETTINGS, limit=4, images=images)
+    assert [r["index"] for r in lines_of(run)[4:]] == [safe[0]["index"]]
+
+
 def test_missing_solvers_are_named(run, images, capsys, monkeypatch):
     monkeypatch.setattr(image, "installed", lambda: ())
     command = ["verify", str(run.path), "--eps", "0.05", "--limit", "2"]

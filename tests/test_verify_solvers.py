@@ -13,6 +13,7 @@ from gratis.verify import Settings, Verifier, integer
 from gratis.verify import search as searching
 from gratis.verify.bounds import interval_bounds
 from gratis.verify.branch import Found, branch_and_bound
+from gratis.verify.image import LEAST_MARGIN
 from gratis.verify.solver import INTEGER, LINEAR, answers
 from tests.verify_problems import (
     conv_problem,
@@ -47,10 +48,10 @@ def test_integer_programs_equal_brute_force(seed, kind):
     for eps in edge(net, x, label):
         exact = exact_minimum(net, x, label, eps)
         problem = problem_of(net, x, label, eps)
-        bounds = list(problem.bounds)
         if kind == "interval":
             bounds = interval_bounds(problem.network, problem.box)[:-1]
-        found = integer.solved(problem.network, problem.box, bounds, label, targets, 20.0)
+            problem = replace(problem, bounds=tuple(bounds))
+        found = integer.solved(problem, targets, LEAST_MARGIN, 20.0)
         assert not found.timed_out
         if exact > 2 * integer.CUTOFF:
             assert found.proved == 2
@@ -74,23 +75,14 @@ def test_a_tie_is_not_proved_by_an_integer_program():
         net[3].bias[0] = 0.25
     x = torch.full((1, 1, 1, 1), 0.625)
     problem = problem_of(net, x, 0, 0.125)
-    found = integer.solved(
-        problem.network, problem.box, list(problem.bounds), 0, torch.tensor([1]), 20.0
-    )
+    found = integer.solved(problem, torch.tensor([1]), LEAST_MARGIN, 20.0)
     assert found.proved == 0
 
 
 @integers
 def test_integer_programs_out_of_time_prove_nothing():
     problem = conv_problem(0)
-    found = integer.solved(
-        problem.network,
-        problem.box,
-        list(problem.bounds),
-        0,
-        torch.tensor([1, 2, 3]),
-        -integer.ROOM,
-    )
+    found = integer.solved(problem, torch.tensor([1, 2, 3]), LEAST_MARGIN, -integer.ROOM)
     assert found.proved == 0
     assert found.timed_out
 
@@ -182,3 +174,17 @@ def test_a_process_that_fails_says_why(tmp_path):
         answers(script, bytes(10**7), 30.0)
     script.write_text("import os\nos.kill(os.getpid(), 9)\n")
     assert answers(script, 0, 30.0) == [], "as if there had been no time"
+
+
+@integers
+def test_a_margin_that_rounding_could_make_is_not_proved_by_an_integer_program() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        net[1].weight.fill_(1.0)
+        net[1].bias.fill_(-0.5)
+        net[3].weight.copy_(torch.tensor([[0.0], [1.0]]))
+        net[3].bias.copy_(torch.tensor([0.26, 0.0]))
+    problem = problem_of(net, torch.full((1, 1, 1, 1), 0.625), 0, 0.125)  # least margin 0.01
+    target = torch.tensor([1])
+    assert integer.solved(problem, target, LEAST_MARGIN, 20.0).proved == 1
+    assert integer.solved(problem, target, 0.002, 20.0).proved == 0

@@ -17,6 +17,7 @@ from gratis.balls import Ball
 from gratis.budget import Meter, passes_of
 from gratis.data import Images
 from gratis.evaluate import Robustness, clopper_pearson
+from gratis.evaluate.answered import deciding
 from gratis.names import spell_method
 from gratis.recipe import Recipe
 from gratis.run import Run
@@ -158,7 +159,10 @@ def _parts(parts: Sequence[Part], clean: Tensor) -> Entry:
 def protocol(entry: Entry) -> str:
     """The way of measuring in one line; entries of the same line replace each other."""
     threat, images = entry["threat"], entry["images"]
-    attacks = entry.get("attack") or ", ".join(entry.get("attacks", ["checks"]))
+    attacks = entry.get("attack") or ", ".join(entry.get("attacks", []))
+    if "judged" in entry:
+        surrogate = [entry["surrogate"]] if "surrogate" in entry else []
+        attacks = " ".join(["checks of", ", ".join(entry["judged"]), *surrogate])
     return (
         f"{attacks} {threat['norm']} {threat['eps']!r} {entry['checkpoint']} "
         f"{images['split']} {images['start']}-{images['start'] + images['count']}"
@@ -221,30 +225,35 @@ def keep_per_image(run: Run, found: Robustness, entries: Sequence[Entry]) -> Non
 
 
 def keep_points(run: Run, found: Robustness, entries: Sequence[Entry], images: Images) -> None:
-    """Every adversarial point, as float32 and rounded to 8 bits, one file an attack."""
+    """Every adversarial point, as float32 and rounded to 8 bits, one file an entry: an attack, or
+    several in turn, of which an image's point is that of the one that broke it, else of the last.
+    """
     assert found.adversarial is not None
+    alone = len(entries) == len(found.attacks)
     for place, entry in enumerate(entries):
-        points = found.adversarial[place].float()
+        points = found.adversarial[place] if alone else deciding(found.correct, found.adversarial)
         entry["adversarial"] = run.write_adversarial(
             _file_name(entry),
             {
-                "points": points.numpy(),
+                "points": points.float().numpy(),
                 "points_uint8": (points * 255).round().to(torch.uint8).numpy(),
                 "label": images.y.cpu().numpy(),
                 "clean": found.correct[:, 0].numpy(),
-                "robust": found.correct[:, place + 1].numpy(),
+                "robust": (found.correct[:, place + 1] if alone else found.robust).numpy(),
             },
         )
 
 
-def keep_pictures(run: Run, found: Robustness, ball: Ball, images: Images, checkpoint: str) -> None:
-    """The first images under the last attack, for the page."""
+def keep_pictures(
+    run: Run, found: Robustness, entry: Entry, ball: Ball, images: Images, checkpoint: str
+) -> None:
+    """The first images under the attack of `entry`, the last one, for the page."""
     assert found.examples is not None
     run.write_pictures(
         {name: tensor.numpy() for name, tensor in vars(found.examples).items()}
         | {
             "classes": np.array(images.classes),
-            "attack": np.array(found.attacks[-1]),
+            "attack": np.array(entry["attack"]),
             "norm": np.array(ball.norm),
             "eps": np.array(ball.eps),
             "checkpoint": np.array(checkpoint),

@@ -21,7 +21,7 @@ from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
 from gratis.setting import network, pick_device
 from gratis.training_data import AnyImages, load_split
-from gratis.unfinished import Unfinished, fingerprint
+from gratis.unfinished import SAMPLE, Unfinished, answered, fingerprint
 from gratis.weights import weights_of
 
 PICTURES = 8
@@ -129,6 +129,7 @@ class _Setting:
         self.run, self.asked, self.recipe, self.progress = run, asked, recipe, progress
         self.model, self.images, self.update = model, images, update
         self.weights = fingerprint(model)
+        self.sample = answered(model, images.pixels(slice(SAMPLE)))
         self.batch_size = recipe.evaluation.batch_size or recipe.data.batch_size
         self.unfinished: list[Unfinished] = []
         self.rank, self.world = share
@@ -144,7 +145,9 @@ class _Setting:
         alone = self.asked.alone or len(found.attacks) == 1
         entries = list(answers.each(found, ball, of)) if alone else [answers.in_turn(found, of)]
         if not self.run.pictures() or ball is self.asked.balls[0]:
-            answers.keep_pictures(self.run, found, ball, self.images, self.asked.checkpoint)
+            answers.keep_pictures(
+                self.run, found, entries[-1], ball, self.images, self.asked.checkpoint
+            )
         answers.keep_per_image(self.run, found, entries)
         if self.asked.keep_points:
             answers.keep_points(self.run, found, entries, self.images)
@@ -153,7 +156,13 @@ class _Setting:
         if alone and len(found.attacks) > 1:
             answers.merge(results.setdefault("unions", []), answers.union(found, of))
         if self.asked.checks != "none":
-            checked = {**of, "judged": list(found.attacks), **self._checked(found, ball)}
+            other = self.asked.surrogate
+            checked = {
+                **of,
+                "judged": list(found.attacks),
+                **({} if other is None else {"surrogate": other.path.name}),
+                **self._checked(found, ball),
+            }
             answers.merge_checks(results.setdefault("checks", []), checked)
         return entries
 
@@ -189,6 +198,7 @@ class _Setting:
                 "torch": torch.__version__,
                 "gratis": version("gratis"),
             },
+            self.sample,
         )
 
     def _robustness(self, ball: Ball, turn: Callable[[int], bool] = always) -> Robustness:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from functools import cache
 from itertools import count
 from typing import Any
 
@@ -180,10 +179,11 @@ def joined(device: torch.device, patience_seconds: float = PATIENCE_SECONDS) -> 
     # is torchrun's to notice
     longest = patience if start == 0 else BETWEEN_RUNS
     # a second run in the same processes, or restarted ones, must not meet the first's addresses
-    word = meet(_within(f"gratis-{start}"), rank, world, longest)
+    store = _store(patience)
+    word = meet(_within(f"gratis-{start}", store), rank, world, longest)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=_within(f"gratis-{word}"),
+        store=_within(f"gratis-{word}", store),
         rank=rank,
         world_size=world,
         timeout=patience,
@@ -197,14 +197,18 @@ def joined(device: torch.device, patience_seconds: float = PATIENCE_SECONDS) -> 
 _starts = count()
 
 
-@cache
-def _store() -> Any:
+_stores: list[Any] = []
+
+
+def _store(patience: timedelta) -> Any:
     """Where the processes find each other; once a process, since its port can be had but once."""
-    return next(iter(rendezvous("env://", timeout=timedelta(seconds=PATIENCE_SECONDS))))[0]
+    if not _stores:
+        _stores.append(next(iter(rendezvous("env://", timeout=patience)))[0])
+    return _stores[0]
 
 
-def _within(prefix: str) -> Any:
-    return dist.PrefixStore(prefix, _store())  # type: ignore[attr-defined]
+def _within(prefix: str, store: Any) -> Any:
+    return dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
 
 
 def _own(device: torch.device) -> torch.device:

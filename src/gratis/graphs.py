@@ -7,14 +7,14 @@ them. A graph is told at once: probes, passes, the optimizer's step and averaged
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gratis.learner import Learner, Metrics
-from gratis.optim.groups import Settings
+from gratis.optim.groups import Settings, place_counts
 from gratis.passes import Batch, Method
 
 TOLD = torch.__version__ < "2.14"
@@ -57,10 +57,10 @@ class Graphs:
             self.prepare()
         if at_most is not None and at_most < len(method.update_thirds(len(batch.x))):
             return learner.learn_now(method, batch, at_most)
-        if self.recording is not None and self.recording.fits(method, batch):
+        asked = _asked(learner, method, batch, self.whole)
+        again, self._last = asked == self._last, asked
+        if self.recording is not None and self.recording.fits(asked, method):
             return self.recording.replay(batch)
-        shape = (method, batch.x.shape, batch.y.shape, batch.y.dtype, learner.dtype)
-        again, self._last = shape == self._last, shape
         if again and not self._failed:
             self.recording = None  # its memory is free for the next
             self.recording = self._record_or_warn(method, batch)
@@ -94,6 +94,7 @@ class Graphs:
             rate = torch.as_tensor(float(group["lr"]), device=self.learner.device)
             ways = {"fused": True, "foreach": False, "capturable": True}
             group.update({k: v for k, v in ways.items() if k in group}, lr=rate)
+        place_counts(self.learner.optimizer)
 
 
 def refusal(learner: Learner) -> str | None:
@@ -116,8 +117,28 @@ def _takes_tensors(learner: Learner) -> bool:
 
 def _record_nothing(device: torch.device) -> None:
     """A recording that ends, and with it what one that failed has left of itself."""
-    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with torch.cuda.device(device), torch.cuda.graph(torch.cuda.CUDAGraph()):
         torch.zeros(1, device=device)
+
+
+def _asked(learner: Learner, method: Method, batch: Batch, whole: bool) -> tuple[object, ...]:
+    """What decides what learning from a batch computes, but for numbers on the card and what the
+    method keeps, which the first batch begins.
+    """
+    return (
+        (id(method), _hyperparameters(method)),
+        (batch.x.shape, batch.y.shape, batch.y.dtype, batch.generator is None),
+        (learner.dtype, [p.requires_grad for p in learner.model.parameters()]),
+        _settings(learner.optimizer) if whole else None,
+    )
+
+
+def _hyperparameters(method: Method) -> dict[str, object]:
+    """What was said of a method when it was made, and may have been changed since."""
+    if not is_dataclass(method):
+        return {}
+    said = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+    return {name: id(v) if isinstance(v, Tensor) else v for name, v in said.items()}
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -131,6 +152,7 @@ def _settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 class Recording:
     """One batch's learning by `method`, as a graph.
 
+    asked: what it is a recording of.
     updates: how many optimizer steps it holds; None for none, the one that follows being taken
     as ever.  x, y, generator, kept: what a replay reads, in places that stay: images, labels,
     the source of draws, and the method's state.
@@ -138,23 +160,30 @@ class Recording:
 
     def __init__(self, learner: Learner, method: Method, batch: Batch, updates: int | None) -> None:
         self.learner, self.method, self.updates = learner, method, updates
-        self.dtype = learner.dtype
         self.x, self.y = batch.x.clone(), batch.y.clone()
         self.generator = None if batch.generator is None else torch.Generator(learner.device)
         self.rates = torch.zeros(updates or 0, device=learner.device)
-        self.settings = _settings(learner.optimizer)
+        self.asked = _asked(learner, method, batch, updates is not None)
         before = method.state()
         self.kept = {name: value.clone() for name, value in before.items()}
         method.load_state(self.kept)
         mine = replace(batch, x=self.x, y=self.y, generator=self.generator)
-        spent, stream = vars(learner.spent).copy(), torch.cuda.current_stream()
+        spent, stream = vars(learner.spent).copy(), torch.cuda.current_stream(learner.device)
         self.graph = torch.cuda.CUDAGraph()
         if self.generator is not None and TOLD:
             self.graph.register_generator_state(self.generator)
         try:
             with counts_kept(learner), self._recorded_rates():
                 # what other threads do meanwhile, such as pin memory for a loader, is no part of it
-                with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                with (
+                    torch.cuda.device(learner.device),
+                    torch.cuda.graph(
+                        self.graph,
+                        # a card's own: PyTorch keeps one stream for all, of the card that was first
+                        stream=torch.cuda.Stream(learner.device),  # type: ignore[no-untyped-call]
+                        capture_error_mode="thread_local",
+                    ),
+                ):
                     self.metrics = learner.learn_now(method, mine, update=self._update)
                     for name, value in method.state().items():
                         self.kept[name].copy_(value)
@@ -172,19 +201,11 @@ class Recording:
             learner.optimizer.zero_grad(set_to_none=True)
         method.load_state(self.kept)
 
-    def fits(self, method: Method, batch: Batch) -> bool:
+    def fits(self, asked: tuple[object, ...], method: Method) -> bool:
         """Whether it is a recording of learning from such batches."""
-        state = method.state()
-        return (
-            method is self.method
-            and (batch.x.shape, batch.y.shape) == (self.x.shape, self.y.shape)
-            and batch.y.dtype == self.y.dtype
-            and self.learner.dtype == self.dtype
-            and (self.updates is None or _settings(self.learner.optimizer) == self.settings)
-            and (batch.generator is None) == (self.generator is None)
-            and {name: value.shape for name, value in state.items()}
-            == {name: value.shape for name, value in self.kept.items()}
-        )
+        state = {name: value.shape for name, value in method.state().items()}
+        kept = {name: value.shape for name, value in self.kept.items()}
+        return (asked, state) == (self.asked, kept)
 
     def replay(self, batch: Batch) -> Metrics:
         """Learn from a batch that fits."""
@@ -195,7 +216,8 @@ class Recording:
         for name, value in self.kept.items():
             value.copy_(state[name])
         self.method.load_state(self.kept)
-        for place in range(self.updates or 0):
+        # without a schedule the step reads the rate itself, which to ask for is to wait
+        for place in range(0 if learner.schedule is None else self.updates or 0):
             self.rates[place].fill_(learner.rate(learner.updates + place))
         if self.generator is not None and batch.generator is not None:
             self.generator.set_state(batch.generator.get_state())

@@ -9,6 +9,11 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def hard(y: Tensor) -> Tensor:
+    """The class [B] of each label: y itself, or the likeliest of probabilities [B, K]."""
+    return y if y.dim() == 1 else y.argmax(1)
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross entropy [B] in fp32 or better; y is class indices [B] or probabilities [B, K]."""
     return F.cross_entropy(_wide(logits), y, reduction="none")
@@ -20,8 +25,7 @@ def cross_entropy_while_correct(logits: Tensor, y: Tensor) -> Tensor:
     As an attack's loss it stops each image where it is first misclassified. Source: the
     MNIST code of Wong 2020, whose training at eps 0.3 otherwise sometimes never starts.
     """
-    labels = y if y.dim() == 1 else y.argmax(1)
-    return cross_entropy(logits, y) * (logits.argmax(1) == labels)
+    return cross_entropy(logits, y) * (logits.argmax(1) == hard(y))
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -30,7 +34,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     Source: Carlini & Wagner 2017, f6 without its cap. Unlike the cross entropy it keeps its
     gradient however large the logits are.
     """
-    labels = (y if y.dim() == 1 else y.argmax(1)).unsqueeze(1)
+    labels = hard(y).unsqueeze(1)
     logits = _wide(logits)
     others = logits.scatter(1, labels, -torch.inf)
     return others.amax(1) - logits.gather(1, labels).squeeze(1)
@@ -42,9 +46,8 @@ def towards_another(logits: Tensor, y: Tensor, shares: Tensor) -> Tensor:
     shares: uniform in [0, 1), [B]; each becomes an offset from y among the K classes, 0 included.
     Source: the targeted attack of AdvProp (Xie 2020).
     """
-    labels = y if y.dim() == 1 else y.argmax(1)
     classes = logits.shape[1]
-    return -cross_entropy(logits, (labels + (shares * classes).long()) % classes)
+    return -cross_entropy(logits, (hard(y) + (shares * classes).long()) % classes)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -65,8 +68,7 @@ def dlr_towards(logits: Tensor, y: Tensor, towards: Tensor) -> Tensor:
     """
     logits = _wide(logits)
     best = logits.topk(4, dim=1).values
-    labels = y if y.dim() == 1 else y.argmax(1)
-    gap = logits.gather(1, labels.unsqueeze(1)) - logits.gather(1, towards.unsqueeze(1))
+    gap = logits.gather(1, hard(y).unsqueeze(1)) - logits.gather(1, towards.unsqueeze(1))
     return -gap.squeeze(1) / (best[:, 0] - (best[:, 2] + best[:, 3]) / 2 + 1e-12)
 
 

@@ -168,6 +168,7 @@ class Method(ABC):
     """A training method: a dataclass whose fields are hyperparameters; state is kept apart."""
 
     ball: Ball | None  # what the method defends against; None for natural training
+    _handed_out = 0  # updates that `batches` has given, in all its calls
 
     @property
     def own_loop(self) -> bool:
@@ -241,6 +242,7 @@ class Method(ABC):
         model: nn.Module | None = None,
         *,
         seed: int | None = None,
+        updates: int | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(x, y) to train on, in place of the loader's, for a loop of one's own.
 
@@ -252,6 +254,8 @@ class Method(ABC):
         model: needed by methods that probe; where given, batches come on its device.
         seed: makes random starts a function of (seed, update), as in the trainer here; None takes
             torch's global generator.
+        updates: how many came before. None: those that this method has given, so that epochs go
+            on from each other; a loop that is taken up by another process says it.
         Raises ValueError for x out of range, or a method whose updates are not ordinary steps;
         RuntimeError for a backward that never came.
         """
@@ -263,14 +267,15 @@ class Method(ABC):
             )
         probe: Probe = _NoProbe() if model is None else Prober(model)
         device = next(model.parameters()).device if model is not None else None
-        update = 0
+        if updates is not None:
+            self._handed_out = updates
         for item in loader:
             x, y = item[0].to(device), item[1].to(device)
             if self.ball is not None:
                 self.ball.check(x)
-            generator = None if seed is None else seeded(seed, update, x.device)
+            generator = None if seed is None else seeded(seed, self._handed_out, x.device)
             for p in self.passes(Batch(x, y, generator), probe):
-                update += 1
+                self._handed_out += 1
                 yield p.x, p.y
 
 

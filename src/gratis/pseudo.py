@@ -10,6 +10,7 @@ from gratis.assess import trained
 from gratis.data import Images
 from gratis.data.images import as_pixels
 from gratis.distributed import Processes
+from gratis.evaluate.mode import as_evaluated
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
 from gratis.setting import AnyLoader
@@ -40,7 +41,7 @@ def pseudo_labels(recipe: Recipe, loader: AnyLoader, processes: Processes) -> di
     except ValueError as error:
         raise ValueError(f"data.unlabelled.pseudo: {others.pseudo}: {error}") from error
     x = loader.unlabelled.x
-    with torch.no_grad():
+    with as_evaluated(model), torch.no_grad():
         answers = [
             model(as_pixels(x[first : first + BATCH].to(processes.device))).argmax(1)
             for first in range(0, len(x), BATCH)

@@ -151,11 +151,18 @@ def network(recipe: Recipe, images: AnyImages) -> nn.Module:
 def planned(
     recipe: Recipe, loaders: Sequence[AnyLoader], method: Method, processes: int = 1
 ) -> Plan:
-    """The updates that the recipe's budget pays for; ValueError if there is none.
+    """The updates that the recipe's budget pays for; ValueError if there is none, or if a batch is
+    too small for the norms.
 
     loaders: each phase's.  method: as one of `processes` runs it.
     """
     budget, images = recipe.budget, len(loaders[0].images)
+    fewest = min(size for loader in loaders for size in loader.batch_sizes) // processes
+    if fewest < recipe.model.norm_groups:
+        raise ValueError(
+            f"model.norm_groups: {fewest} images, the smallest batch of a data pass, cannot fill "
+            f"{recipe.model.norm_groups} groups; set data.drop_last=true, or ask for fewer groups"
+        )
     paid = thirds_of(budget.passes, images) if budget.passes else None
 
     def update_thirds(size: int) -> list[int]:

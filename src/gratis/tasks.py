@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gratis.boxes import Answers, Climbed, retinanet_losses
-from gratis.losses import cross_entropy
+from gratis.losses import cross_entropy, hard
 
 NO_LABEL = -1
 """The class index of an image that has none."""
@@ -34,6 +34,24 @@ class Task(Protocol):
         ...
 
 
+def check_labels(logits: Tensor, y: Tensor) -> None:
+    """ValueError unless logits are [B, K] with a class for every label; reads from the device."""
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"the model's answers are shaped {tuple(logits.shape)}; [images, classes] is needed, "
+            "with two classes or more (of one logit z make torch.cat([-z, z], 1))"
+        )
+    classes = logits.shape[1]
+    if y.dim() == 2 and y.shape[1] == classes:
+        return
+    if y.dim() != 1 or int(y.max()) >= classes:
+        given = f"label {int(y.max())}" if y.dim() == 1 else f"labels {tuple(y.shape)}"
+        raise ValueError(
+            f"{given} for a model of {classes} classes: class indices below {classes} are needed, "
+            f"or a probability for each class"
+        )
+
+
 @dataclass(frozen=True)
 class Classification:
     """One label an image: logits [B, K], y class indices [B] or probabilities [B, K].
@@ -57,12 +75,16 @@ class Classification:
 
         Logits that are not finite are no answer: they count as wrong.
         """
-        labels = y if y.dim() == 1 else y.argmax(1)
-        return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+        return (logits.argmax(1) == hard(y)) & logits.isfinite().all(1)
 
     def labelled(self, y: Tensor) -> Tensor:
         """How many of the images have a label, a whole number on the device of y."""
-        return (y != NO_LABEL).sum() if y.dim() == 1 else y.new_tensor(len(y), dtype=torch.int64)
+        return (y != NO_LABEL).sum() if y.dim() == 1 else _count(y)
+
+
+def _count(y: Tensor) -> Tensor:
+    # made where y lies: a number sent there would be waited for
+    return torch.full((), len(y), dtype=torch.int64, device=y.device)
 
 
 @dataclass(frozen=True)

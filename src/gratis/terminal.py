@@ -119,7 +119,8 @@ def _about(run: Run, named: bool) -> "Iterator[str]":
         warned = [f["id"] for f in checks["findings"] if f["verdict"] == "warn"]
         made = f"{len(verdicts) - verdicts.count('not run')} of {len(verdicts)} made"
         warnings = f"; warnings: {', '.join(warned)}" if warned else ""
-        yield (f"{of}masking checks at {_measured(checks)} ({made}): {checks['verdict']}{warnings}")
+        about = f"{of}masking checks of {', '.join(checks.get('judged', ['attacks']))}"
+        yield f"{about} at {_measured(checks)} ({made}): {checks['verdict']}{warnings}"
 
 
 def _protocol(entry: Record) -> str:

@@ -11,7 +11,7 @@ from gratis.attacks.climb import Climb
 from gratis.attacks.climb_l1 import SparseClimb, stages
 from gratis.attacks.search import Attacked, Search, generator_for
 from gratis.balls import Ball
-from gratis.losses import dlr, dlr_towards
+from gratis.losses import dlr, dlr_towards, hard
 
 MOMENTUM = 0.75
 CLASSES_NEEDED = {"ce": 2, "dlr": 3, "dlr-t": 4}
@@ -147,7 +147,7 @@ class APGD:
             return dlr_towards(logits, labels, search.towards)
 
         search = Search(attacked, towards)
-        others = answers.scatter(1, attacked.y.unsqueeze(1), -torch.inf)
+        others = answers.scatter(1, hard(attacked.y).unsqueeze(1), -torch.inf)
         search.towards = others.argsort(1, descending=True)[:, target - 1]
         return search
 

@@ -1,6 +1,5 @@
 """AutoAttack, standard version: four attacks in sequence, each on what is still standing."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from gratis import clock
 from gratis.attacks.apgd import APGD, CLASSES_NEEDED
 from gratis.attacks.fab import FAB
+from gratis.attacks.packing import packed
 from gratis.attacks.search import Attack, Attacked, Part
 from gratis.attacks.square import Square
 from gratis.balls import Ball
@@ -21,13 +21,6 @@ STANDARD: tuple[Attack, ...] = (
     FAB("fab-t"),
     Square("square"),
 )
-
-
-NUMBERS_IN_CACHE = 2**17
-"""In a batch of images, for each thread of a CPU. Measured on the papers' small net and a residual
-one: in batches of 512 an image takes a tenth to a fifth longer."""
-FEWEST = 16
-"""Images in a batch: with fewer, calling takes longer than computing."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class AutoAttack:
             if not len(todo):
                 break
             began, meter = clock.seconds(broken.device), Meter()
-            batches = todo.tensor_split(_batches(attacked, len(todo)))
+            batches = packed(todo, attacked)
             for done, rows in enumerate(batches):
                 some = replace(attacked.of(rows), meter=meter)
                 adversarial[rows], broken[rows] = attack(some)
@@ -78,12 +71,3 @@ class AutoAttack:
             attacked.meter.add(meter)
             attacked.parts.append(Part(attack.name, given, given & broken, seconds, meter))
         return adversarial, broken
-
-
-def _batches(attacked: Attacked, count: int) -> int:
-    """How many batches, as large as each other, an attack gets its `count` images in."""
-    batches = 1 if attacked.size is None else math.ceil(count / attacked.size)
-    if attacked.x.device.type == "cpu":
-        numbers = count * attacked.x[0].numel() / torch.get_num_threads()
-        batches = max(batches, min(round(numbers / NUMBERS_IN_CACHE), count // FEWEST))
-    return batches

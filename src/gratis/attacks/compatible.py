@@ -55,7 +55,7 @@ class FastCodePGD:
             for done in range(0, self.steps, STEPS_BETWEEN_DROPS):
                 steps = min(STEPS_BETWEEN_DROPS, self.steps - done)
                 moving = self._moved(attacked, moving, delta, steps)
-            for rows in packed(every, attacked.size):
+            for rows in packed(every, attacked):
                 part = attacked.of(rows)
                 logits = Search(part).look(ball.place(part.x, delta[rows]))
                 values = part.losses(logits, part.y)
@@ -73,7 +73,7 @@ class FastCodePGD:
         Returns which of them were classified rightly all along.
         """
         stopped = torch.zeros(len(delta), dtype=torch.bool, device=delta.device)
-        for rows in packed(moving, attacked.size):
+        for rows in packed(moving, attacked):
             part = attacked.of(rows)
             search, here = Search(part), delta[rows]
             for _ in range(steps):

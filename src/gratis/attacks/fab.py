@@ -8,6 +8,7 @@ from torch import Tensor
 from gratis.attacks.first_layer import input_gradients
 from gratis.attacks.search import Attacked, either, may_drop, shaped, waits
 from gratis.balls import Ball, finite
+from gratis.losses import hard
 
 OVERSHOOT = 1.05
 BACKWARD = 0.9
@@ -39,7 +40,7 @@ class FAB:
         with torch.no_grad():
             answers = attacked.model(attacked.x)
         attacked.meter.forwards += len(attacked.x)
-        others = answers.scatter(1, attacked.y.unsqueeze(1), -torch.inf)
+        others = answers.scatter(1, hard(attacked.y).unsqueeze(1), -torch.inf)
         others = others.argsort(1, descending=True)
         adversarial, broken = attacked.unbroken()
         for rank in range(min(self.targets, answers.shape[1] - 1)):
@@ -83,7 +84,7 @@ class _Walk:
     def _boundary(self) -> tuple[Tensor, Tensor]:
         """(target's logit minus the label's [n], its gradient) at the points."""
         point = self.point.detach().requires_grad_()
-        labels, towards = self.y.unsqueeze(1), self.towards.unsqueeze(1)
+        labels, towards = hard(self.y).unsqueeze(1), self.towards.unsqueeze(1)
         with torch.enable_grad(), input_gradients(point):
             logits = self.model(point)
             gap = (logits.gather(1, towards) - logits.gather(1, labels)).squeeze(1)

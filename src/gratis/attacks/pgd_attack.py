@@ -86,7 +86,7 @@ class PGD:
     ) -> None:
         """A few steps of the images at `rows`, from `delta` [N, C, H, W], which is moved."""
         claimed = Standing(attacked) if self.bf16 else standing
-        for some in packed(rows, attacked.size):
+        for some in packed(rows, attacked):
             delta[some], point, fooled = self._climb(attacked.of(some), delta[some], steps)
             claimed.record(some, point, fooled)
         if self.bf16:

@@ -108,7 +108,8 @@ def verify(options: argparse.Namespace) -> int:
         raise ValueError(
             "this run was evaluated in another norm; exact verification is in Linf: --eps"
         )
-    ball = Linf(balls[0].eps if options.eps is None else options.eps)
+    eps = balls[0].eps if options.eps is None else options.eps
+    ball = Linf(eps, balls[0].low, balls[0].high)
     with run.locked(), terminal.bar(run.path.name) as progress:
         summary = verify_run(
             run,

@@ -111,6 +111,13 @@ class Images:
         return as_pixels(self.x[indices])
 
 
+def moved_to(device: torch.device, made: Tensor) -> Tensor:
+    """What the host has made, on `device`, without waiting for what that is doing."""
+    if device.type == "cuda" and made.device.type == "cpu":
+        return made.pin_memory().to(device, non_blocking=True)
+    return made.to(device)
+
+
 def as_pixels(x: Tensor) -> Tensor:
     """uint8 from 0 to 255, or floats in [0, 1] -> float32 in [0, 1]."""
     return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x

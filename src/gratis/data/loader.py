@@ -10,7 +10,7 @@ from torch import Tensor
 from gratis.boxes import mirrored as mirrored_boxes
 from gratis.data.augment import parse_augment
 from gratis.data.epochs import Epochs
-from gratis.data.images import Images, as_pixels
+from gratis.data.images import Images, as_pixels, moved_to
 from gratis.data.scenes import Scenes
 from gratis.data.unlabelled import Unlabelled, mixed_order
 
@@ -113,7 +113,7 @@ class Loader(Epochs):
             y = self._y[rows]
             if isinstance(self.images, Scenes):
                 y = mirrored_boxes(y, mirrored, self.images.side)
-            yield as_pixels(x.to(self.device)), y.to(self.device)
+            yield as_pixels(moved_to(self.device, x)), moved_to(self.device, y)
 
     def label(self, y: Tensor) -> None:
         """Let the unlabelled images come with labels y [M] from now on."""

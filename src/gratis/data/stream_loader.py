@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gratis.data.augment import parse_augment, random_box
 from gratis.data.epochs import Epochs
-from gratis.data.images import as_pixels
+from gratis.data.images import as_pixels, moved_to
 from gratis.data.store import Pixels
 from gratis.data.streamed import Streamed
 from gratis.data.streamed_scenes import StreamedScenes
@@ -91,9 +91,8 @@ class StreamLoader(Epochs):
 
     def _begin(self, chosen: Tensor, key: int, pool: ThreadPool) -> "_Making":
         side = self.images.image_size
-        x = torch.empty(len(chosen), side, side, 3, dtype=torch.uint8)
-        if self.device.type == "cuda":
-            x = x.pin_memory()
+        pinned = self.device.type == "cuda"
+        x = torch.empty(len(chosen), side, side, 3, dtype=torch.uint8, pin_memory=pinned)
         flips = torch.zeros(len(chosen), dtype=torch.bool)
         pixels, flipped, rows = x.numpy(), flips.numpy(), self.images.rows[chosen].tolist()
 
@@ -108,7 +107,7 @@ class StreamLoader(Epochs):
         batch.work.get()
         moved = batch.x.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         y = self.images.targets(batch.chosen, batch.flips)
-        return as_pixels(moved.contiguous()), y.to(self.device)
+        return as_pixels(moved.contiguous()), moved_to(self.device, y)
 
     def _image(self, row: int, key: int) -> tuple[Pixels, bool]:
         """One image, cut and flipped as the epoch's key and its row say: uint8 [S, S, 3]; and

@@ -57,6 +57,17 @@ class Outcomes(Protocol):
     def put(self, place: int, answered: Answered) -> None: ...
 
 
+def deciding(correct: Tensor, adversarial: Tensor) -> Tensor:
+    """Of attacks in turn the point [n, C, H, W] of the one that broke an image, else of the last.
+
+    correct: bool [N, 1 + A].  adversarial: [A, n, C, H, W], of the first n images.
+    """
+    attacks, images = adversarial.shape[:2]
+    fell = ~correct[:images, 1:]
+    by = torch.where(fell.any(1), fell.int().argmax(1), attacks - 1)
+    return adversarial[by, torch.arange(images)]
+
+
 def joined(answers: Sequence[Answered], attack: int) -> tuple[Part, ...]:
     """The parts of attack number `attack` over all pools, in the order of first appearance.
 

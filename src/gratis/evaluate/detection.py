@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gratis.data.scenes import Scenes
+from gratis.evaluate.mode import as_evaluated
 from gratis.nn.detector import Detector
 from gratis.nn.freezing import behind_normalize
 
@@ -59,9 +60,7 @@ def average_precision(
     found: list[Row] = []
     weight = next(model.parameters(), None)
     device = scenes.x.device if weight is None else weight.device
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with as_evaluated(model), torch.no_grad():
         for start in range(0, len(scenes), batch_size):
             chosen = slice(start, min(start + batch_size, len(scenes)))
             x = scenes.pixels(chosen) if pixels is None else pixels(chosen)
@@ -71,7 +70,6 @@ def average_precision(
             for place, boxes in zip(places, net.found(answers, shapes), strict=True):
                 found += _rows(boxes, place, scenes)
             progress(chosen.stop)
-    model.train(was_training)
     figures = _counted(scenes, found)
     return Precision(
         figures["AP_all"],

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from gratis.attacks.pgd import pgd
 from gratis.balls import Ball
 from gratis.budget import Meter
-from gratis.evaluate.robustness import as_evaluated, robust_accuracy
+from gratis.evaluate.mode import as_evaluated
+from gratis.evaluate.robustness import robust_accuracy
 from gratis.prober import Prober
 
 CLIMB = 10

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gratis.attacks.pgd import pgd
 from gratis.balls import Linf
-from gratis.evaluate.robustness import as_evaluated
+from gratis.evaluate.mode import as_evaluated
 from gratis.losses import cross_entropy
 from gratis.prober import Prober
 

@@ -7,7 +7,7 @@ from gratis.attacks import Attacked, build_attack
 from gratis.attacks.search import image_keys
 from gratis.balls import Ball
 from gratis.budget import Meter
-from gratis.evaluate.robustness import as_evaluated
+from gratis.evaluate.mode import as_evaluated
 from gratis.names import ATTACKS_WITH_START, parse_attack
 from gratis.tasks import Classification
 

@@ -1,7 +1,6 @@
 """Clean and robust accuracy of a model under stated attacks."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,8 +12,9 @@ from gratis.attacks.packing import in_batches, packed, portion
 from gratis.attacks.search import Part, image_keys
 from gratis.balls import Ball
 from gratis.budget import Meter
-from gratis.evaluate.answered import Answered, Outcomes, joined
-from gratis.tasks import Classification
+from gratis.evaluate.answered import Answered, Outcomes, deciding, joined
+from gratis.evaluate.mode import as_evaluated
+from gratis.tasks import Classification, check_labels
 
 Progress = Callable[[int], None]
 
@@ -50,7 +50,8 @@ class Robustness:
     """correct: bool [N, 1 + attacks]; column 0 clean, column k attack k alone (only images
     that are right when clean can be right under attack). robust: bool [N], under all of them.
     With alone=False column k is what stands after the first k attacks.
-    seconds, meters: one for each column.  examples: the first images under the last attack.
+    seconds, meters: one for each column.  examples: the first images under the last attack; with
+    alone=False under the one that broke them.
     parts: for each attack how its parts fared, for one that has any (autoattack).
     adversarial: [attacks, N, C, H, W] on the CPU, where the points were asked for: for a broken
     image a misclassified point, for the others the last one tried.
@@ -97,6 +98,9 @@ def robust_accuracy(
     turn: whether pool number k is to be answered; the others are left out, as for processes that
     share the pools.
     progress: called with images done so far, among them a share of those being attacked.
+
+    Raises ValueError where there is no image, where logits and labels do not go together, or where
+    `points` are asked for of images of several shapes.
     """
 
     def tell(images: float) -> None:
@@ -112,6 +116,12 @@ def robust_accuracy(
     done = 0
     with as_evaluated(model):
         for place, (x, y, size) in enumerate(_pools(loader, ball, device)):
+            if points and answers and x.shape[1:] != answers[0].adversarial.shape[2:]:
+                raise ValueError(
+                    f"points of images {tuple(x.shape[1:])} and of "
+                    f"{tuple(answers[0].adversarial.shape[2:])} are no one tensor; evaluate those "
+                    "of each shape by themselves, or leave points out"
+                )
             keys = _keys(seed, x, y, duplicates)
             if not turn(place):
                 done += len(x)
@@ -128,7 +138,7 @@ def robust_accuracy(
                 if outcomes:
                     outcomes.put(place, answered)
             if examples and place == 0:
-                last = answered.adversarial[-1][:examples] if plan else x[:examples]
+                last = _shown(answered, alone)[:examples] if plan else x[:examples]
                 kept = _examples(model, x[:examples], last.to(x), y[:examples])
             answers.append(answered)
             done += len(x)
@@ -136,6 +146,11 @@ def robust_accuracy(
     if not answers:
         raise ValueError("no images to evaluate: the loader was empty")
     return _together(tuple(attacks), answers, kept, points)
+
+
+def _shown(answered: Answered, alone: bool) -> Tensor:
+    points = answered.adversarial
+    return points[-1] if alone else deciding(answered.correct, points)
 
 
 def pools_of(images: int, batch_size: int) -> int:
@@ -153,6 +168,13 @@ def _pools(
     for x, y in loader:
         x, y = x.to(device), y.to(device)
         ball.check(x)
+        if torch.finfo(x.dtype).bits < 32:
+            raise ValueError(
+                f"images are {x.dtype}, in which pixels lie too far apart to be moved by eps; give "
+                "model.float() and x.float()"
+            )
+        if not len(x):
+            continue
         alike = pool and (x.shape[1:], x.dtype) == (pool[0][0].shape[1:], pool[0][0].dtype)
         if pool and (not alike or len(pool) == BATCHES_IN_A_POOL):
             yield _pool(pool)
@@ -241,8 +263,10 @@ def _right(attacked: Attacked, rows: Tensor, points: Tensor) -> Tensor:
     """Whether the model is right about the images at `rows` [n], at their `points` [B, C, H, W]."""
     answers = [rows.new_empty(0, dtype=torch.bool, device=points.device)]
     with torch.no_grad():
-        for some in packed(rows, attacked.size):
-            answers.append(attacked.correct(attacked.model(points[some]), attacked.y[some]))
+        for some in packed(rows, attacked):
+            logits, y = attacked.model(points[some]), attacked.y[some]
+            check_labels(logits, y)
+            answers.append(attacked.correct(logits, y))
             attacked.meter.forwards += len(some)
     return torch.cat(answers)
 
@@ -260,22 +284,3 @@ def _examples(model: nn.Module, x: Tensor, adversarial: Tensor, y: Tensor) -> Ex
     with torch.no_grad():
         before, after = model(x).argmax(1), model(adversarial).argmax(1)
     return Examples(x.cpu(), adversarial.cpu(), y.cpu(), before.cpu(), after.cpu())
-
-
-@contextmanager
-def as_evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode, parameters without gradients and no autocast; all put back on leaving."""
-    modes = [(module, module.training) for module in model.modules()]
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
-    model.eval()
-    for parameter, _ in wanted:
-        parameter.requires_grad_(False)
-    device = next((p.device.type for p, _ in wanted), "cpu")
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in wanted:
-            parameter.requires_grad_(requires_grad)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gratis.data.cells import Batch
 from gratis.data.corruptions import COMMON, EXTRA, SEVERITIES
 from gratis.evaluate.interval import clopper_pearson
-from gratis.evaluate.robustness import as_evaluated
+from gratis.evaluate.mode import as_evaluated
 from gratis.tasks import Classification
 
 Record = dict[str, Any]

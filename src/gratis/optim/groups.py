@@ -40,3 +40,21 @@ def load(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict(state)
     for group, way in zip(optimizer.param_groups, ways, strict=True):
         group.update(way)
+    place_counts(optimizer)
+
+
+def place_counts(optimizer: torch.optim.Optimizer) -> None:
+    """Put PyTorch's counts of steps where each group's way of stepping looks for them: beside the
+    parameter where it is fused or capturable, else on the host. Elsewhere a fused kernel reads
+    what is not its own, and the other ways wait for the card at each parameter.
+    """
+    for group in optimizer.param_groups:
+        if "capturable" not in group:
+            continue
+        beside = bool(group["capturable"] or group.get("fused"))
+        for parameter in group["params"]:
+            kept = optimizer.state.get(parameter, {})
+            count = kept.get("step")
+            if isinstance(count, Tensor):
+                device = parameter.device if beside else torch.device("cpu")
+                kept["step"] = count.to(device, torch.float32)

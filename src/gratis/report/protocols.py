@@ -61,10 +61,13 @@ def verifications(views: Sequence[RunView]) -> list[Verified]:
 
 
 def _upper_bound(view: RunView, summary: Record) -> Record | None:
-    """The strongest attack on the same checkpoint within the same ball."""
+    """The strongest attack on the same checkpoint within the same ball; on the same images where
+    there is one.
+    """
     same = [
         entry
         for entry in view.evaluations + view.unions
         if all(entry.get(key) == summary.get(key) for key in ("threat", "checkpoint", "update"))
     ]
-    return min(same, key=lambda entry: float(entry["robust"]["accuracy"]), default=None)
+    on_these = [entry for entry in same if entry["images"] == summary["images"]]
+    return min(on_these or same, key=lambda entry: float(entry["robust"]["accuracy"]), default=None)

@@ -209,10 +209,14 @@ def _views(run: Run, results: Record | None) -> dict[str, Array]:
 
 
 def _left(of: Record, results: Record | None) -> bool:
-    """Whether something is of a `last` checkpoint that is not the last any more."""
-    if results is None or of["checkpoint"] != "last":
+    """Whether something is of a checkpoint that has been replaced since: by the end of training,
+    or by another of its name that was evaluated later on.
+    """
+    if results is None:
         return False
-    return bool(of.get("update", math.inf) < results["budget"]["updates"])
+    evaluated = [e["update"] for e in results["evaluations"] if e["checkpoint"] == of["checkpoint"]]
+    ends = [results["budget"]["updates"]] if of["checkpoint"] == "last" else []
+    return bool(of.get("update", math.inf) < max([*ends, *evaluated], default=-math.inf))
 
 
 def _method(run: Run) -> str:

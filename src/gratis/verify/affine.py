@@ -191,14 +191,19 @@ class Piecewise:
         """The largest sum of absolute terms in a logit, for pixels of at most `pixel`.
 
         like: any image [1, C, H, W].
-        No bound of margins or of units passes through larger numbers, so the rounding of all of
-        them together is a small multiple of 1e-16 times this and the number of terms.
+        No bound of margins passes through larger numbers, so the rounding of all of them together
+        is a small multiple of 1e-16 times this and the number of terms.
         """
-        size = torch.full_like(like, pixel).double()
+        return self.magnitudes(like, pixel)[-1]
+
+    def magnitudes(self, like: Tensor, pixel: float) -> list[float]:
+        """As `magnitude`, of each stage's outputs: pre-activations, and last the logits."""
+        size, found = torch.full_like(like, pixel).double(), []
         for stage in self.stages:
             for step in stage.maps:
                 size = step.spread(size) + step.apply(torch.zeros_like(size)).abs()
-        return float(size.max())
+            found.append(float(size.max()))
+        return found
 
     def logits(self, x: Tensor) -> Tensor:
         """x [B, C, H, W] -> [B, K], float64."""

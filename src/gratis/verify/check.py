@@ -4,6 +4,7 @@ import time
 from collections import Counter
 
 import torch
+from torch import Tensor
 
 from gratis.assess import Progress
 from gratis.data import Images
@@ -37,8 +38,9 @@ def chosen(records: list[Record], count: int) -> list[Record]:
 
 def crossed(
     verifier: Verifier, images: Images, records: list[Record], count: int, progress: Progress
-) -> Record:
-    """What SCIP says of `chosen` images and whether it agrees, for the summary.
+) -> tuple[Record, dict[int, Tensor]]:
+    """What SCIP says of `chosen` images and whether it agrees, for the summary; and confirmed
+    counterexamples of images called safe, by index.
 
     All classes but the label, within the verifier's time limit together. Units' bounds are
     intervals made tighter by HiGHS, as it states them: nothing that CROWN, slopes, branches or
@@ -53,13 +55,15 @@ def crossed(
         progress("cross-check", len(found), len(picked), note)
         found.append(_again(verifier, images, record, device))
         counts[found[-1]["outcome"]] += 1
-    return {
+    overturned = {one["index"]: one.pop("point") for one in found if "point" in one}
+    summary = {
         "bounds": "intervals, tightened by HiGHS",
         "cutoff": CUTOFF,
         "time_limit": verifier.settings.time_limit,
         "counts": {outcome: counts[outcome] for outcome in OUTCOMES},
         "images": found,
     }
+    return summary, overturned
 
 
 def _again(verifier: Verifier, images: Images, record: Record, device: torch.device) -> Record:
@@ -77,8 +81,9 @@ def _again(verifier: Verifier, images: Images, record: Record, device: torch.dev
     problem = Problem(network, box, label, tuple(bounds))
     problem = tightened(problem, clock + verifier.settings.time_limit / 2)
     left = end - time.perf_counter()
-    said = solved(network, box, list(problem.bounds), label, targets, left)
-    if said.point is not None and verifier.confirm(x, label, said.point) is not None:
+    said = solved(problem, targets, verifier.enough(x), left)
+    held = None if said.point is None else verifier.confirm(x, label, said.point)
+    if held is not None:
         outcome = "agreed" if record["verdict"] == "unsafe" else "disagreed"
     elif said.proved == len(targets):
         outcome = "agreed" if record["verdict"] == "safe" else "disagreed"
@@ -92,4 +97,5 @@ def _again(verifier: Verifier, images: Images, record: Record, device: torch.dev
         "targets": len(targets),
         "targets_proved": said.proved,
         "seconds": round(time.perf_counter() - clock, 3),
+        **({"point": held} if outcome == "disagreed" and held is not None else {}),
     }

@@ -12,7 +12,7 @@ from gratis.attacks import Attacked, build_attack
 from gratis.attacks.search import image_keys
 from gratis.balls import Linf
 from gratis.budget import Meter
-from gratis.evaluate.robustness import as_evaluated
+from gratis.evaluate.mode import as_evaluated
 from gratis.losses import margin
 from gratis.tasks import Classification
 from gratis.verify.bounds import ROUNDING, Box, crown_bounds, lines, lower_bound, margin_rows
@@ -92,11 +92,18 @@ class Verifier:
 
     def question(self) -> dict[str, Any]:
         """What the verdicts are about, for records: they hold whatever the settings were."""
+        low, high = self.ball.low, self.ball.high
         return {
             "network_sha256": self.network.sha256,
             "threat": {"norm": self.ball.norm, "eps": self.ball.eps},
+            **({} if (low, high) == (0.0, 1.0) else {"pixels": [low, high]}),
             "least_margin": [LEAST_MARGIN, ROUNDING],
         }
+
+    def enough(self, x: Tensor) -> float:
+        """What a margin must exceed on images like x to count as proved."""
+        largest = self.network.magnitude(x, max(abs(self.ball.low), abs(self.ball.high)))
+        return max(LEAST_MARGIN, ROUNDING * largest)
 
     # --- points
 
@@ -152,10 +159,14 @@ class Verifier:
     # --- the ladder
 
     def verdict(self, x: Tensor, label: int, attacked: Tensor | None = None) -> Verdict:
-        """The verdict on one image x [1, C, H, W], float32.
+        """The verdict on one image x [1, C, H, W], float32, in the ball's pixel range.
 
         attacked: the counterexample of the first attack (`attacked`), where it found one.
+        ValueError for several images, or pixels out of range: nothing could be said of those.
         """
+        if len(x) != 1:
+            raise ValueError(f"x holds {len(x)} images; give one, as x[i : i + 1]")
+        self.ball.check(x)
         seconds: dict[str, float] = {}
 
         def unsafe(rung: str, point: Tensor, nodes: int = 0) -> Verdict:
@@ -167,8 +178,7 @@ class Verifier:
                 return Verdict("misclassified", "clean", seconds=seconds)
         if attacked is not None:
             return unsafe("attack", attacked)
-        largest = self.network.magnitude(x, max(abs(self.ball.low), abs(self.ball.high)))
-        enough = max(LEAST_MARGIN, ROUNDING * largest)
+        enough = self.enough(x)
         targets = torch.arange(self.network.classes, device=x.device)
         targets = targets[targets != label]
         with timed(seconds, "crown"), torch.no_grad():

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gratis.verify.affine import Piecewise
-from gratis.verify.bounds import Box, margin_rows
-from gratis.verify.program import Bounds, composed, program
+from gratis.verify.bounds import margin_rows
+from gratis.verify.nodes import Problem
+from gratis.verify.program import composed, program
 from gratis.verify.solver import INTEGER_SCRIPT, answers
 
 WIDENING = 1e-6
@@ -16,6 +16,9 @@ WIDENING = 1e-6
 CUTOFF = 1e-4
 """SCIP shows that no margin lies below this: far above its tolerances, so that one below 0 is not
 overlooked. A least margin between 0 and this stays undecided."""
+
+BEYOND_ROUNDING = 10.0
+"""Nor below so many times what a margin must exceed for rounding, where that is more."""
 
 CLEARLY = -1e-3
 """A solution below this ends the search; between it and `CUTOFF` SCIP goes on to the least."""
@@ -29,7 +32,7 @@ ROOM = 2.0
 
 @dataclass(frozen=True)
 class Solved:
-    """proved: how many targets have no margin below `CUTOFF`, says SCIP.
+    """proved: how many targets have no margin below the cutoff, says SCIP.
     point [1, C, H, W]: where one does, float64, or None; not confirmed.
     timed_out: some target was not solved to its end.
     """
@@ -39,19 +42,18 @@ class Solved:
     timed_out: bool
 
 
-def solved(
-    network: Piecewise, box: Box, bounds: Bounds, label: int, targets: Tensor, seconds: float
-) -> Solved:
+def solved(problem: Problem, targets: Tensor, enough: float, seconds: float) -> Solved:
     """One program for each target [T] in turn, within `seconds` together.
 
-    bounds: of each ReLU layer's pre-activations; they settle signs and are the constants of the
-    unsettled units, each its own (a common one too small would be unsound).
+    enough: what a margin must exceed.  The problem's bounds settle signs and are the constants of
+    the unsettled units, each its own (a common one too small would be unsound).
     """
+    network, box, bounds = problem.network, problem.box, list(problem.bounds)
     with torch.no_grad():
-        costs = composed(network, margin_rows(network, label, targets), bounds)
+        costs = composed(network, margin_rows(network, problem.label, targets), bounds)
         job = {
             **program(network, box, bounds).widened(WIDENING).job(costs),
-            "cutoff": CUTOFF,
+            "cutoff": max(CUTOFF, BEYOND_ROUNDING * enough),
             "clearly": CLEARLY,
             "seconds": seconds,
         }

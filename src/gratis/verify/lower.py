@@ -38,10 +38,11 @@ def lowered(model: nn.Module, shape: Shape) -> Piecewise:
     digest = hashlib.sha256(str(shape).encode())
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for name, layer in _layers(model, ""):
-        if isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout2d):
+        # subclasses may compute something else, here and below
+        if type(layer) in (nn.Identity, nn.Dropout, nn.Dropout2d):
             continue  # nothing in eval mode
         digest.update(type(layer).__name__.encode())
-        if isinstance(layer, nn.ReLU):
+        if type(layer) is nn.ReLU:
             stages.append(Stage(tuple(maps), entry, inner))
             maps, entry = [], inner
             continue
@@ -74,6 +75,12 @@ def lowered(model: nn.Module, shape: Shape) -> Piecewise:
 
 
 def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    for part in module.modules() if type(module) is not nn.Sequential else [module]:
+        if part._forward_hooks or part._forward_pre_hooks:
+            raise ValueError(
+                f"layer {name or '0'} ({type(module).__name__}) has hooks, which may compute "
+                "anything; remove them to have the network verified"
+            )
     if type(module) is not nn.Sequential:
         yield name or "0", module
         return
@@ -84,12 +91,11 @@ def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 def _affine(name: str, layer: nn.Module, shape: Shape) -> Affine:
     """One layer as an affine map on inputs of `shape`."""
-    if isinstance(layer, BranchedNorm):
+    if type(layer) is BranchedNorm:
         layer = layer.main_norm  # what evaluation goes through
-    if isinstance(layer, Normalize):
+    if type(layer) is Normalize:
         std = _double(layer.std)[0]
         return Scaling(1 / std, -_double(layer.mean)[0] / std, shape)
-    # subclasses may compute something else
     if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d):
         return _batch_norm(name, layer, shape)
     if type(layer) is nn.Linear:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from gratis.verify.affine import Piecewise
 from gratis.verify.bounds import (
+    ROUNDING,
     Bound,
     Box,
     Lines,
@@ -31,6 +33,14 @@ class Problem:
     box: Box
     label: int
     bounds: tuple[tuple[Tensor, Tensor], ...]
+
+    @cached_property
+    def rounding(self) -> float:
+        """What a bound may lose to rounding for each unit of the multipliers that it is made
+        with: a multiplier of 1 brings in as much as a unit's pre-activation.
+        """
+        pixel = float(torch.maximum(self.box.low.abs(), self.box.high.abs()).max())
+        return ROUNDING * max(self.network.magnitudes(self.box.low, pixel))
 
     @property
     def units(self) -> tuple[Tensor, ...]:
@@ -147,7 +157,10 @@ def relaxed(problem: Problem, nodes: Nodes) -> list[Lines]:
 def margin_bound(problem: Problem, nodes: Nodes) -> Bound:
     """A lower bound of label minus target on each node; values [B, 1]."""
     rows = margin_rows(problem.network, problem.label, nodes.target)[0][:, None]
-    return lower_bound(problem.network, rows, relaxed(problem, nodes), problem.box)
+    bound = lower_bound(problem.network, rows, relaxed(problem, nodes), problem.box)
+    pushed = [(push * sign).abs().sum(1) for push, sign in zip(nodes.push, nodes.sign, strict=True)]
+    lost = problem.rounding * torch.stack(pushed).sum(0) if pushed else torch.zeros(())
+    return replace(bound, values=bound.values - lost.view(-1, 1))
 
 
 def split(nodes: Nodes, layer: Tensor, unit: Tensor, sign: float) -> Nodes:

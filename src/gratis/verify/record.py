@@ -31,7 +31,9 @@ from gratis.verify.check import crossed
 from gratis.verify.image import RUNGS, VERDICTS, Settings, Verdict, Verifier
 from gratis.verify.solver import INSTALL, INTEGER, LINEAR
 
-SCHEMA = 2
+SCHEMA = 3
+SEARCHED = ("branch", "lp", "milp")
+"""Rungs whose proofs of earlier schemas are made anew: large multipliers rounded unseen there."""
 
 IMAGES_AT_ONCE = 50
 """In the first attack. Blocks start at multiples of it, so that resuming changes no batch."""
@@ -76,6 +78,10 @@ def verify_run(
     log = Path(f"{stem}.jsonl")
     known = _known(log, question, settings, before)
     records = _verdicts(log, known, question, verifier, images, count, progress)
+    checked = before.get("cross_check")
+    if cross_check:
+        checked, overturned = crossed(verifier, images, records, cross_check, progress)
+        records = _overturned(log, records, verifier, overturned)
     summary = {
         **question,
         "settings": asdict(settings),
@@ -87,10 +93,8 @@ def verify_run(
         **({"warnings": warnings} if warnings else {}),
         **counted(records),
     }
-    if cross_check:
-        summary["cross_check"] = crossed(verifier, images, records, cross_check, progress)
-    elif "cross_check" in before:
-        summary["cross_check"] = before["cross_check"]
+    if checked is not None:
+        summary["cross_check"] = checked
     content = json.dumps(summary, indent=2) + "\n"
     write_atomically(Path(f"{stem}.json"), content.encode())
     return summary
@@ -111,19 +115,25 @@ def _known(path: Path, question: Record, settings: Settings, before: Record) -> 
     """The file's records about `question`, by image; a decided one before an undecided one.
 
     Questions of schema 1 held the settings as well, the time limit among them: those of the
-    present, of the usual and of the last summary's limit are recognised.
+    present, of the usual and of the last summary's limit are recognised. A counterexample that
+    came after a proof has overturned it.
     """
-    keys: dict[str, Record] = {}
+    current = _key(question)
+    keys: dict[str, Record] = {_key({**question, "schema": 2}): {}}
     last = before.get("settings", {}).get("time_limit", settings.time_limit)
     for seconds in (Settings.time_limit, last, settings.time_limit):
         formerly = asdict(replace(settings, time_limit=seconds))
         key = _key({**question, "schema": 1, "settings": formerly})
         keys[key] = {"time_limit": seconds, "solvers": []}
-    keys[_key(question)] = {}
+    keys[current] = {}
     known: dict[int, Record] = {}
     for record in _read(path):
-        index = record["index"]
-        if record["question"] in keys and not _decided(known.get(index)):
+        index, proof = record["index"], record["verdict"] == "safe"
+        if record["question"] not in keys:
+            continue
+        if proof and record["question"] != current and record["rung"] in SEARCHED:
+            continue
+        if not _decided(known.get(index)) or record["verdict"] == "unsafe":
             known[index] = {**keys[record["question"]], **record}
     return known
 
@@ -191,6 +201,23 @@ def _verdicts(
     finally:
         writer.close()
     return [done[i] for i in range(count)]
+
+
+def _overturned(
+    path: Path, records: list[Record], verifier: Verifier, points: dict[int, Tensor]
+) -> list[Record]:
+    """The records, with those unsafe of which a point [1, C, H, W] proves it; they are kept."""
+    writer = LogWriter(path)
+    try:
+        for index, point in points.items():
+            margins = verifier.margins(point, records[index]["label"])
+            verdict = Verdict("unsafe", "milp", point=point, margins=margins)
+            plain = _plain(verdict) | {"seconds": records[index]["seconds"]}
+            records[index] = {**records[index], **plain}
+            writer.write(records[index])
+    finally:
+        writer.close()
+    return records
 
 
 def _read(path: Path) -> list[Record]:

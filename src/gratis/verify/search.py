@@ -88,8 +88,7 @@ class Search:
     def _integer(self, problem: Problem, before: Found, left: Nodes) -> Found:
         """What SCIP says of the targets. A solver's proof is none of ours: no bound comes of it."""
         targets = _targets(left)
-        bounds, label = list(problem.bounds), problem.label
-        found = solved(problem.network, problem.box, bounds, label, targets, self.time_limit)
+        found = solved(problem, targets, self.enough, self.time_limit)
         if found.proved == len(targets):
             return Found("proved", float("-inf"), before.nodes)
         if found.point is not None and (held := self.confirm(found.point)) is not None:

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gratis.verify.affine import Piecewise
-from gratis.verify.bounds import Box, margin_rows, widened
+from gratis.verify.bounds import margin_rows, widened
 from gratis.verify.nodes import Problem
 from gratis.verify.program import Array, Bounds, Rows, composed, open_places, program, unit_rows
 from gratis.verify.solver import LINEAR_SCRIPT, answers
@@ -40,11 +39,12 @@ def doubted(problem: Problem, target: int, enough: float, deadline: float) -> Pr
             job = program(network, problem.box, bounds).job(costs)
             if _margin(problem, row, bounds, job, deadline) > enough:
                 return None
-            bounds = _units(problem, row, bounds, job, enough, deadline)
+            if count:
+                bounds = _units(problem, row, bounds, job, enough, deadline)
         if any(bool((low > high).any()) for low, high in bounds):
             return None
         before, count = count, sum(map(len, open_places(bounds)))
-        if count == before or time.perf_counter() > deadline:
+        if count in (0, before) or time.perf_counter() > deadline:
             break
     return replace(problem, bounds=tuple(bounds))
 
@@ -57,7 +57,7 @@ def _margin(
     if not found:
         return float("-inf")
     multipliers = torch.from_numpy(found[0][2])[None].to(row)
-    return float(certified(problem.network, problem.box, row, bounds, multipliers))
+    return float(certified(problem, row, bounds, multipliers))
 
 
 def _units(
@@ -91,7 +91,7 @@ def _units(
         weight = (-each[:, count]).clamp_min(0)  # of the doubt, which is one-sided
         rows = weight.view(1, -1, 1) * row
         inputs = torch.from_numpy(sides[at]).to(row)
-        least = certified(problem.network, problem.box, rows, bounds, each[:, :count], inputs)
+        least = certified(problem, rows, bounds, each[:, :count], inputs)
         values[torch.from_numpy(at).to(row.device)] = least - weight * enough
     lows, highs = widened(values[0::2], -values[1::2])
     sizes = [len(units) for units in places]
@@ -144,8 +144,7 @@ def _stated(costs: Rows, found: list[tuple[int, float, Array]]) -> Tensor:
 
 
 def certified(
-    network: Piecewise,
-    box: Box,
+    problem: Problem,
     rows: Tensor,
     bounds: Bounds,
     multipliers: Tensor,
@@ -157,10 +156,12 @@ def certified(
     multipliers [R, U]: what stands for z where it has the coefficient d and the unit's output c:
     c relu(z) + d z >= m z + min((d - m) low, 0, (c + d - m) high), the least being taken at an
     end or at the kink. Holds for any m whatever; a linear program's multipliers of z's definition
-    give its own value.
+    give its own value. What rounding may cost of large ones, and of rows scaled up, is taken off.
     """
+    network, box = problem.network, problem.box
     if inputs is None:
         inputs = torch.zeros_like(multipliers)
+    scale = rows.abs().flatten(2).amax(2)[0] + (multipliers.abs() + inputs.abs()).sum(1)
     rows, total = network.stages[len(bounds)].transpose(rows)
     places = open_places(bounds)
     sizes = [len(units) for units in places]
@@ -177,5 +178,5 @@ def certified(
         rows = passing.index_copy(2, units, m[None]).view(rows.shape)
         rows, added = network.stages[place].transpose(rows)
         total = total + added
-    values = (total + box.least(rows))[0]
+    values = (total + box.least(rows))[0] - problem.rounding * scale
     return torch.where(values.isfinite(), values, -torch.inf)

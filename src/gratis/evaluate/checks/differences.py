@@ -12,7 +12,8 @@ from gratis.evaluate.checks.outcome import Outcome
 from gratis.evaluate.checks.paired import NEAR
 from gratis.evaluate.checks.rules import RULES
 from gratis.evaluate.checks.subject import Subject, thirds
-from gratis.evaluate.robustness import as_evaluated, robust_accuracy
+from gratis.evaluate.mode import as_evaluated
+from gratis.evaluate.robustness import robust_accuracy
 from gratis.losses import margin
 
 IMAGES = 32
@@ -86,7 +87,7 @@ def agreement(
     """
     inputs = point.detach().requires_grad_()
     with torch.enable_grad():
-        values = function(inputs)
+        values = function(inputs.clone())  # what works in place may not touch a leaf
         if not values.requires_grad:
             return torch.zeros(len(point), DIRECTIONS, dtype=torch.bool)
         (grad,) = torch.autograd.grad(values.sum(), inputs, allow_unused=True)
@@ -126,18 +127,36 @@ def blamed(
 ) -> list[Blamed]:
     """The modules that disagree while none inside them does; the model itself if none other."""
     inputs: dict[str, Tensor] = {}
+    entered: dict[str, list[Tensor | None]] = {}
 
-    def keep(name: str) -> Callable[..., None]:
+    def enter(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: tuple[object, ...]) -> None:
+            alone = given[0] if len(given) == 1 and isinstance(given[0], Tensor) else None
+            # a copy: the module may work in place
+            kept = None if alone is None else alone.detach().clone()
+            entered.setdefault(name, []).append(kept)
+
+        return hook
+
+    def leave(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: tuple[object, ...], out: object) -> None:
-            if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(out, Tensor):
-                inputs.setdefault(name, given[0].detach())
+            kept = entered[name].pop()
+            if kept is not None and isinstance(out, Tensor):
+                inputs.setdefault(name, kept)
 
         return hook
 
     few = point[:4]
-    handles = [m.register_forward_hook(keep(name)) for name, m in model.named_modules()]
+    handles = [
+        handle
+        for name, module in model.named_modules()
+        for handle in (
+            module.register_forward_pre_hook(enter(name)),
+            module.register_forward_hook(leave(name)),
+        )
+    ]
     with torch.no_grad():
-        model(few)
+        model(few.clone())
     for handle in handles:
         handle.remove()
     subject.meter.forwards += len(few)
@@ -160,7 +179,7 @@ def blamed(
             Blamed(
                 name,
                 type(modules[name]).__name__,
-                modules[name](inputs[name]).shape == inputs[name].shape,
+                modules[name](inputs[name].clone()).shape == inputs[name].shape,
             )
             for name in inner or [""]
         ]
@@ -172,7 +191,7 @@ def _agrees(module: nn.Module, given: Tensor, generator: torch.Generator) -> boo
     # equal inputs of a maximum have no one slope
     given = given + 1e-3 * (spread or 1.0) * _uniform(given, generator)
     with torch.no_grad():
-        weights = _uniform(module(given), generator) - 0.5
+        weights = _uniform(module(given.clone()), generator) - 0.5
 
     def mixture(inputs: Tensor) -> Tensor:
         out: Tensor = module(inputs)

@@ -20,6 +20,9 @@ from gratis.tasks import Classification
 
 SHARE = 0.2
 """Of what the evaluation costs at most: what quick checks may cost together."""
+LEAST = 5.0
+"""Passes per image that they may cost in any case: beside ten steps a fifth pays for next to none,
+and a reader would take what was not looked for as not found."""
 
 FIRST = ("M15", "M16", "M17")
 """Asked before all others, whatever they cost (5/3 of a pass): they decide what a number means."""
@@ -115,7 +118,8 @@ def check_masking(
     found: of robust_accuracy with the same ball, task and seed; its columns are used, not
     measured again. alone: as it was measured.
     full: every check; otherwise, cheapest first, those that a fifth of what the evaluation's
-    attacks cost at most pays for, so that a network that falls at once is checked as well.
+    attacks cost at most pays for, so that a network that falls at once is checked as well; but
+    those that LEAST pays for in any case.
     history: robust accuracies of the checks of a training run, in [0, 1], for M2.
     surrogate: another model for the same images, for M10.
     The model is left as it was. ValueError where the images are not those of `found`.
@@ -173,7 +177,8 @@ class _Run:
 
     def _rest(self) -> None:
         """The checks that cost something, cheapest first, as far as the allowance reaches."""
-        allowance = SHARE * _cost(self.subject)
+        before = passes_of(self.subject.meter.thirds, self.subject.images)
+        allowance = max(SHARE * _cost(self.subject), LEAST)
         left = {check.id: check for check in self._priced()}
         while left:
             prices: dict[str, float] = {}
@@ -187,7 +192,7 @@ class _Run:
             if not left:
                 break
             id = min(prices, key=lambda id: (prices[id], list(RULES).index(id)))
-            spent = passes_of(self.subject.meter.thirds, self.subject.images)
+            spent = passes_of(self.subject.meter.thirds, self.subject.images) - before
             if not self.full and spent + prices[id] > allowance:
                 for id in left:
                     passes = f"{prices[id]:,.0f}" if prices[id] >= 10 else f"{prices[id]:.2g}"

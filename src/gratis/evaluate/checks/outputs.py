@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gratis.evaluate.checks.outcome import Outcome
 from gratis.evaluate.checks.subject import Subject
-from gratis.evaluate.robustness import as_evaluated
+from gratis.evaluate.mode import as_evaluated
 
 REPEATS = 5
 SAME = 1e-4
@@ -60,12 +60,14 @@ def asked(subject: Subject) -> Answers:
                     training = tuple(n or "itself" for n, m in model.named_modules() if m.training)
                 else:
                     answers = [model(x)]
-                answers += [model(x) for _ in range(REPEATS - 1)]
+                answers += [model(x) for _ in range(REPEATS - 2)]
+                halves = x.tensor_split(2) if len(x) > 1 else (x,)
+                apart = torch.cat([model(half) for half in halves])
             subject.meter.forwards += REPEATS * len(x)
             if number == 0:
                 subject.classes = answers[0].shape[1]
                 subject.differentiable = _differentiable(model, x)
-            differ.append(_differ(answers).cpu())
+            differ.append((_differ(answers) | _elsewhere(answers[0], apart)).cpu())
             probabilities.append(_probabilities(answers[0]).cpu())
             right.append(subject.task.correct(answers[0], y).cpu())
         changed = tuple(
@@ -93,6 +95,12 @@ def _differ(answers: list[Tensor]) -> Tensor:
         far = (torch.nn.functional.normalize(other, dim=1) - unit).abs().amax(1)
         out |= (other.argmax(1) != first.argmax(1)) | ~(far < SAME) & unit.isfinite().all(1)
     return out
+
+
+def _elsewhere(answers: Tensor, apart: Tensor) -> Tensor:
+    """Whether logits point elsewhere [B] where an image is asked among others; rounding may."""
+    one, other = (torch.nn.functional.normalize(a.double(), dim=1) for a in (answers, apart))
+    return ~((one - other).abs().amax(1) < SAME) & one.isfinite().all(1)
 
 
 def _probabilities(logits: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from gratis.attacks.search import image_keys
 from gratis.evaluate.checks.outcome import Outcome
 from gratis.evaluate.checks.outputs import Answers
 from gratis.evaluate.checks.subject import Subject, thirds
-from gratis.evaluate.robustness import SLACK, as_evaluated
+from gratis.evaluate.mode import as_evaluated
+from gratis.evaluate.robustness import SLACK
 from gratis.prober import Prober
 
 IMAGES = 64
@@ -81,7 +82,8 @@ def rounded(subject: Subject, points: Points) -> Outcome:
     count = int(broken.sum())
     if not count:
         return Outcome(None, f"not applicable: {ATTACK} broke none of {len(broken)} images")
-    grey = (points.point[broken] * 255).round() / 255
+    low, width = subject.ball.low, subject.ball.high - subject.ball.low
+    grey = ((points.point[broken] - low) / width * 255).round() / 255 * width + low
     subject.meter.forwards += count
     with as_evaluated(subject.model), torch.no_grad():
         wrong = ~subject.task.correct(subject.model(grey), points.y[broken])

@@ -71,8 +71,9 @@ _TABLE = (
          "More steps or restarts go on lowering the accuracy.",
          "Raise the budget: more steps and restarts, or autoattack."),
     Rule("M8", "step size", "points", 1.0, 3.0, "O",
-         "Ten steps of eps/4 break more than fifty of the step given.",
-         "Choose a step of eps/4, or apgd-ce, which chooses for itself."),
+         "Ten steps of eps/4 break more than fifty of the step given, or than the evaluation.",
+         "Choose a step of eps/4, or apgd-ce, which chooses for itself; add pgd-50-10 to what the "
+         "evaluation tries."),
     Rule("M9", "gradients zero or not finite", "% of images", 0.0, 1.0,
          "S (Croce & Hein 2020, ART)",
          "The gradient of the loss says nothing, so that attacks stand still.",

@@ -9,7 +9,7 @@ from gratis.attacks.search import generator_for, image_keys
 from gratis.balls import Ball
 from gratis.evaluate.checks.outcome import Outcome
 from gratis.evaluate.checks.subject import Subject
-from gratis.evaluate.robustness import as_evaluated
+from gratis.evaluate.mode import as_evaluated
 from gratis.losses import dlr
 from gratis.prober import Prober
 

@@ -153,6 +153,19 @@ class Subject:
             return best
         return self.variant(best, LONG, 1)
 
+    @property
+    def steps(self) -> int:
+        """The most steps, or queries, that an attack of the evaluation takes."""
+        return max(
+            (
+                LONG
+                if isinstance(attack, AutoAttack)
+                else getattr(attack, "steps", 0) or getattr(attack, "queries", 0)
+                for attack in map(build_attack, self.found.attacks)
+            ),
+            default=0,
+        )
+
     def variant(self, attack: PGD, steps: int, restarts: int) -> PGD:
         """PGD of the same step size with so many steps and restarts; it has the same starts."""
         name = f"pgd-{steps}" + (f"-{restarts}" if restarts > 1 else "")
