@@ -171,6 +171,12 @@ def test_other_images_and_points_outside_are_found_out(healthy: nn.Module) -> No
     assert audit.verdict == "fail"
     assert "4 points lie outside the ball" in audit.shown
 
+    doubtful = replace(found, rejected=(2,))
+    audit = finding(check_masking(healthy, batches, doubtful, ball=BALL), "M20")
+    assert "2 successes of the evaluation did not hold when asked again" in audit.shown
+    few = replace(found, rejected=(1,))
+    assert finding(check_masking(healthy, batches, few, ball=BALL), "M20").verdict == "pass"
+
     def shuffled() -> list[tuple[Tensor, Tensor]]:
         return [(x, y.roll(1)) for x, y in batches()]
 

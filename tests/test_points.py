@@ -153,6 +153,26 @@ def test_a_point_outside_the_ball_or_rightly_classified_is_no_success() -> None:
     assert attacked.meter.forwards == 7
 
 
+def test_successes_that_do_not_hold_are_counted() -> None:
+    """A network that answers otherwise while gradients are taken: no success holds afterwards."""
+
+    class Turning(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            answers: Tensor = self.model(x)
+            return -answers if x.requires_grad else answers
+
+    model, x, _, ball = a_problem(10)
+    y = own_labels(model, x)
+    found = robust_accuracy(Turning(model), batched(x, y, 4), ["pgd-2", "pgd-3"], ball=Linf(1e-9))
+    assert found.robust.all()
+    assert found.rejected == (10, 10)
+    assert robust_accuracy(model, batched(x, y, 4), ["pgd-9"], ball=ball).rejected == (0,)
+
+
 @pytest.mark.parametrize("ball", [Linf(8 / 255), Linf(1e-4), L2(0.5), L2(1e-3)], ids=repr)
 def test_rounding_in_float32_is_no_offence(ball: Linf | L2) -> None:
     torch.manual_seed(1)

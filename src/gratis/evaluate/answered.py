@@ -18,6 +18,7 @@ class Answered:
     correct: bool [n, 1 + A].  seconds, meters: one for each column.  parts: for each attack, how
     its parts fared, where it has any.
     adversarial: [A, k, C, H, W], the points of the first k images.
+    rejected: for each attack, how many of its successes did not hold when they were looked at.
     """
 
     correct: Tensor
@@ -25,6 +26,7 @@ class Answered:
     meters: list[Meter]
     parts: list[list[Part]]
     adversarial: Tensor
+    rejected: list[int]
 
     def plain(self) -> dict[str, Any]:
         """Types that a checkpoint may hold."""
@@ -34,6 +36,7 @@ class Answered:
             "meters": [list(astuple(meter)) for meter in self.meters],
             "parts": [[_plain(part) for part in parts] for parts in self.parts],
             "adversarial": self.adversarial,
+            "rejected": self.rejected,
         }
 
     @classmethod
@@ -44,6 +47,7 @@ class Answered:
             meters=[Meter(*meter) for meter in kept["meters"]],
             parts=[[_part(part) for part in parts] for parts in kept["parts"]],
             adversarial=kept["adversarial"],
+            rejected=kept.get("rejected", [0] * (kept["correct"].shape[1] - 1)),
         )
 
 

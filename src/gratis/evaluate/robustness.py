@@ -55,6 +55,8 @@ class Robustness:
     parts: for each attack how its parts fared, for one that has any (autoattack).
     adversarial: [attacks, N, C, H, W] on the CPU, where the points were asked for: for a broken
     image a misclassified point, for the others the last one tried.
+    rejected: for each attack how many successes were none when looked at again: images that count
+    as robust though it left them.
     """
 
     attacks: tuple[str, ...]
@@ -65,6 +67,7 @@ class Robustness:
     examples: Examples | None
     parts: tuple[tuple[Part, ...], ...] = ()
     adversarial: Tensor | None = None
+    rejected: tuple[int, ...] = ()
 
 
 def robust_accuracy(
@@ -207,6 +210,7 @@ def _together(
         kept,
         tuple(joined(answers, k) for k in range(len(attacks))),
         torch.cat([answered.adversarial for answered in answers], 1) if points else None,
+        tuple(map(sum, zip(*(answered.rejected for answered in answers), strict=True))),
     )
 
 
@@ -216,31 +220,37 @@ def _answer(plan: list[Attack], attacked: Attacked, alone: bool, points: int) ->
     began = clock.seconds(x.device)
     clean = _right(attacked, torch.arange(len(x)), x)
     seconds = [clock.seconds(x.device) - began]
-    columns, meters, parts = [clean], [attacked.meter], []
+    columns, meters, parts, rejected = [clean], [attacked.meter], [], []
     found = [x.new_empty((0, points, *x.shape[1:]))]
     for place, attack in enumerate(plan):
         began = clock.seconds(x.device)
         tell = portion(attacked.tell, place / len(plan), 1 / len(plan))
         given = replace(attacked, meter=Meter(), parts=[], tell=tell)
-        adversarial, standing = _under(attack, given, clean if alone else columns[-1])
+        adversarial, standing, doubtful = _under(attack, given, clean if alone else columns[-1])
         columns.append(standing)
+        rejected.append(doubtful)
         meters.append(given.meter)
         parts.append(given.parts)
         found.append(adversarial[None, :points])
         seconds.append(clock.seconds(x.device) - began)
-    return Answered(torch.stack(columns, 1).cpu(), seconds, meters, parts, torch.cat(found).cpu())
+    correct = torch.stack(columns, 1).cpu()
+    return Answered(correct, seconds, meters, parts, torch.cat(found).cpu(), rejected)
 
 
-def _under(attack: Attack, attacked: Attacked, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The attacked images and which are still right; those not `right` are left alone."""
-    todo = right.nonzero().flatten()
+def _under(attack: Attack, attacked: Attacked, right: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The attacked images, which are still right, and how many successes did not hold; images not
+    `right` are left alone.
+    """
+    todo, rejected = right.nonzero().flatten(), 0
     adversarial, standing = attacked.x.clone(), torch.zeros_like(right)
     if len(todo):
         given = replace(attacked.of(todo), tell=attacked.tell)
         points, broken = in_batches(attack, given)
-        adversarial[todo], standing[todo] = points, ~confirmed(given, points, broken)
+        really = confirmed(given, points, broken)
+        rejected = int((broken & ~really).sum())
+        adversarial[todo], standing[todo] = points, ~really
         attacked.parts[:] = [part.among(todo, len(right)) for part in attacked.parts]
-    return adversarial, standing
+    return adversarial, standing, rejected
 
 
 def confirmed(attacked: Attacked, points: Tensor, broken: Tensor) -> Tensor:

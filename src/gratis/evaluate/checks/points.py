@@ -17,6 +17,8 @@ from gratis.prober import Prober
 
 IMAGES = 64
 ATTACK = "pgd-50"
+REJECTED = 0.002
+"""Of the images: so many successes may not hold when asked again, for rounding."""
 SPACING = 1.2e-7
 """Between fp32 pixels near 1, which a norm may exceed eps by besides its share SLACK of eps."""
 
@@ -99,6 +101,9 @@ def audit(subject: Subject, answers: Answers, points: Points | None) -> Outcome:
         wrong.append(f"{answers.training[0]} was in training mode")
     if answers.otherwise > max(1, 0.005 * subject.images) and not subject.randomised:
         wrong.append(f"{answers.otherwise} clean answers are not those of the evaluation")
+    rejected = sum(subject.found.rejected)
+    if rejected > max(1, REJECTED * subject.images) and not subject.randomised:
+        wrong.append(f"{rejected} successes of the evaluation did not hold when asked again")
     for name in subject.found.attacks:
         loss = {"apgd-t": "dlr-t", "apgd-dlr": "dlr"}.get(name)
         if loss and subject.classes < CLASSES_NEEDED[loss]:
