@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from gratis import train
+from gratis import terminal, train
 from gratis.cli import main
 from gratis.run import Run
 from tests.recipes import tiny
@@ -164,8 +164,11 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert main(["train", "digits", "--out", str(tmp_path / "run")]) == 130
     assert "--resume" in capsys.readouterr().err
     monkeypatch.undo()
+    # nothing was learned yet: what goes on may be another recipe
     resumed = ["--set", *SMALL, "budget.passes=1", "--out", str(tmp_path / "run"), "--resume"]
-    assert main(["train", "digits", *resumed]) == 2  # another recipe than the interrupted one
+    assert main(["train", "digits", *resumed]) == 0
+    assert main(["train", "digits", *resumed[:-1], "--resume", "--set", "seed=4"]) == 2
+    assert "differs in" in capsys.readouterr().err
 
 
 def test_a_diverged_run_is_status_1(tmp_path, capsys):
@@ -242,3 +245,35 @@ def test_a_pickle_with_a_payload_is_refused(tmp_path, capsys):
     assert main(["evaluate", str(run.path)]) == 2
     assert "loads weights only" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_mistyped_setting_leaves_nothing_in_the_way(tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["train", "digits", "--out", str(out), "--set", "data.limit=200", "budget.passes=2"]
+    assert main([*command, "model.name=small-cnn"]) == 2
+    assert "small-conv" in capsys.readouterr().err
+    assert main([*command, "evaluation.limit=20", "evaluation.attacks=[fgsm]"]) == 0
+    assert Run.open(out).results is not None
+
+
+def test_what_speaks_of_attacks_is_not_ignored_where_none_is_made(tmp_path, capsys):
+    run = train.run(tiny("natural", passes=1), tmp_path / "run")
+    command = ["evaluate", str(run.path), "--shift", "corruptions=generated"]
+    for flags in (["--eps", "4/255"], ["--union"], ["--checks", "full"], ["--save-adversarial"]):
+        assert main([*command, *flags]) == 2
+        assert f"{flags[0]} speak of attacks" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_last_method_is_said_before_the_first(tmp_path, capsys):
+    command = ["compare", "natural", "pgd-7", "--data", "digits", "--budget", "1"]
+    out = tmp_path / "runs"
+    assert main([*command, "--out", str(out), "--set", "data.holdout=0"]) == 2
+    assert "data.holdout is 0" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["lr{0.1}", "[v2]", "a[/x]"])
+def test_names_with_braces_and_brackets_are_names(tmp_path, capsys, name):
+    with terminal.bar(name) as progress:
+        train.run(tiny("natural", passes=1), tmp_path / "run", progress=progress)
+    assert f"{name}: train" in capsys.readouterr().err

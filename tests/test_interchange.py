@@ -123,6 +123,15 @@ def weights(tmp_path):
     return net, file
 
 
+def test_what_is_set_of_the_model_reaches_it(tmp_path):
+    out = tmp_path / "theirs"
+    command = ["evaluate", f"{__name__}:build", "--data", "mnist"]
+    of = ["--set", "data.name=digits", "data.batch_size=50", "model.mean=[0.3]", "model.std=[0.4]"]
+    assert main([*command, "--out", str(out), *of, "--attack", "fgsm", "--limit", "10"]) == 0
+    kept = Run.open(out).recipe["model"]
+    assert (kept["mean"], kept["std"], kept["options"]) == ([0.3], [0.4], {})
+
+
 def test_a_model_of_ones_own_is_evaluated(tmp_path, weights, capsys):
     net, file = weights
     out = tmp_path / "theirs"

@@ -17,7 +17,18 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "gratis"
 
 LAYERS = [
-    {"names", "budget", "scaling", "balls", "losses", "figures", "checkpoint", "files", "launched"}
+    {
+        "names",
+        "budget",
+        "scaling",
+        "balls",
+        "losses",
+        "figures",
+        "checkpoint",
+        "files",
+        "launched",
+        "held",
+    }
     | {"quantiser", "boxes", "trials", "clock", "gathered"},
     {"comm_hooks", "schema", "nn", "tasks", "run", "sections", "weights", "casts"},
     {"fits", "optim", "data", "prober", "recipe", "report", "distributed"},

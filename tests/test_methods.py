@@ -272,3 +272,15 @@ def test_images_without_a_gradient_say_nothing_of_alignment():
     nothing = misalignment(torch.zeros_like(one), other)
     assert nothing.item() == 0
     assert not torch.autograd.grad(nothing, other)[0].any()
+
+
+def test_targeted_attacks_take_the_likeliest_class_of_soft_labels():
+    ends = []
+    for soft in (False, True):
+        method, model = AdvProp(Linf(0.1), 2), add_aux(small_net())
+        learner = Learner(model, sgd(model), seed=0)
+        x, y = some_batches()[0]
+        learner.fit(method, Batch(x, F.one_hot(y, 4).float() if soft else y))
+        ends.append(weights(model))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], msg=name)

@@ -11,10 +11,12 @@ from gratis import train
 from gratis.launched import meet
 from gratis.methods import METHODS
 from gratis.methods.in_parts import InParts
+from gratis.nn.auxbn import branched
 from gratis.nn.batchnorm import PartsStatistics
 from gratis.passes import Batch, seeded
 from gratis.run import Run
-from gratis.setting import parts_of_batch
+from gratis.setting import network, parts_of_batch
+from gratis.training_data import training_data
 from tests.dying import assert_same, dies, final_state
 from tests.recipes import tiny
 from tests.two_processes import (
@@ -223,3 +225,11 @@ def test_a_process_that_never_comes_is_named():
     (zero,) = meeting([2], patience=0.1)
     assert "process 1 of 2 did not appear in time" in str(zero)
     assert "engine.patience_seconds" in str(zero)
+
+
+def test_groups_of_auxiliary_norms_are_those_of_the_whole_batch():
+    recipe = tiny("fast-advprop", "model.aux_groups=4", "model.name=resnet9")
+    images = training_data(recipe).training
+    for parts, groups in ((1, 4), (2, 2), (3, 1), (4, 1), (8, 1)):
+        found = {norm.aux_groups for norm in branched(network(recipe, images, parts))}
+        assert found == {groups}

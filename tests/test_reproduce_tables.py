@@ -117,7 +117,8 @@ def test_printed_figures_of_the_headline_rows():
     assert printed("fast-table3", "dawn-fgsm")["minutes"] == 6.02
     assert printed("free-cifar10", "free-8")["cw-100"] == 46.60
     assert printed("free-cifar100", "free-8")["pgd-100"] == 25.58
-    assert "pgd-100" not in printed("free-cifar100", "natural"), "not found is left out"
+    assert printed("free-cifar100", "natural")["pgd-100"] == 0.0
+    assert "pgd-20" not in printed("free-cifar10", "natural"), "not found is left out"
     assert printed("advprop-table5", "both") == {"clean": 76.53}
     assert printed("advprop-figure2", "plain")["train-adversarial"] == 88.0
 

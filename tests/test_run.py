@@ -1,5 +1,6 @@
 """The run directory: never overwritten, one writer at a time, and results that are never torn."""
 
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gratis.run import Run, RunInUseError
+from gratis import run as run_module
+from gratis.held import RunInUseError
+from gratis.run import Run
 from tests.dying import dies
 from tests.run_directories import RECIPE, Payload, run
 
@@ -157,17 +160,17 @@ def test_a_run_that_began_meanwhile_is_not_taken_for_an_empty_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process starts and ends a run between our look and our lock."""
-    looked = Run._occupied
+    looked = run_module.occupied
     calls = []
 
-    def look_then_lose_the_race(self: Run) -> bool:
-        found = looked(self)
+    def look_then_lose_the_race(directory: Path) -> bool:
+        found = looked(directory)
         if not calls:
             calls.append(None)
-            (self.path / "recipe.yaml").write_text("name: small\n")
+            (directory / "recipe.yaml").write_text("name: small\n")
         return found
 
-    monkeypatch.setattr(Run, "_occupied", look_then_lose_the_race)
+    monkeypatch.setattr(run_module, "occupied", look_then_lose_the_race)
     with (
         pytest.raises(ValueError, match="never overwritten"),
         Run.writing(tmp_path, {"name": "small"}, resume=False),
@@ -210,3 +213,44 @@ def test_an_array_of_objects_is_not_unpickled(run: Run, tmp_path: Path) -> None:
         run.per_image()
     assert not target.exists()
     assert zipfile.is_zipfile(run.path / "per_image.npz")
+
+
+def test_a_start_that_came_to_nothing_is_begun_anew_with_another_recipe(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with Run.writing(tmp_path, RECIPE | {"name": name}, resume=False) as made:
+            made.log_writer().close()
+            assert made.recipe["name"] == name
+    assert made.free()
+    with Run.writing(tmp_path, RECIPE | {"name": "third"}, resume=True):
+        assert made.recipe["name"] == "third"
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    assert not made.free()
+    with (
+        pytest.raises(ValueError, match="another recipe; it differs in name"),
+        Run.writing(tmp_path, RECIPE, resume=True),
+    ):
+        raise AssertionError
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("gratis.held.fcntl.flock", none)
+    with (
+        pytest.raises(ValueError, match=r"its file system has no locks .*mount it with flock"),
+        Run.writing(tmp_path / "run", RECIPE, resume=False),
+    ):
+        raise AssertionError
+
+
+def test_nothing_older_stands_in_for_a_damaged_checkpoint(run: Run) -> None:
+    for number in (1, 2):
+        run.save_checkpoint("last", {"updates": number})
+    assert run.whole_checkpoint("last") == {"updates": 2}
+    run.checkpoint_path("last").write_bytes(b"cut short")
+    assert run.load_checkpoint("last")[0] == {"updates": 1}
+    with pytest.raises(ValueError, match=r"last.pt.*the one before it is .*previous.pt"):
+        run.whole_checkpoint("last")

@@ -17,8 +17,9 @@ import gratis
 from gratis import train
 from gratis.budget import thirds_of
 from gratis.data import Loader
+from gratis.held import RunInUseError
 from gratis.learner import Learner
-from gratis.run import Run, RunInUseError
+from gratis.run import Run
 from gratis.setting import network
 from gratis.training_data import training_data
 from tests.dying import assert_same, dies, final_state

@@ -48,6 +48,11 @@ def test_the_guard_saves_a_run_that_collapses_on_mnist(tmp_path):
     ("settings", "message"),
     [
         (["budget.passes=0.001"], "pays for no update"),
+        (["model.norm_groups=90", "data.batch_size=100"], "norm_groups: .* cannot fill 90 groups"),
+        (
+            ["method=fast-advprop", "model.aux_groups=4", "data.batch_size=15"],
+            "aux_groups: . images, .* cannot fill 4 groups; set data.drop_last",
+        ),
         (["data.batch_size=5000"], "give a smaller batch"),
         (["method.ball.eps=8"], "8/255"),
         (["method.ball.norm=l7"], "none of linf, l2"),

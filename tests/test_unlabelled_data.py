@@ -76,7 +76,7 @@ def test_held_out_images_are_labelled_ones_and_nothing_is_in_two_places():
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.7, 1 / 3])
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 def test_any_places_in_a_row_hold_their_share(share, epoch):
-    without = mixed_order(60, 90, share, seed=1, epoch=epoch) >= 60
+    without = mixed_order(60, 90, share, places=60, seed=1, epoch=epoch) >= 60
     for length in (1, 4, 10, 12, 60):
         for begin in range(61 - length):
             found = int(without[begin : begin + length].sum())
@@ -84,7 +84,9 @@ def test_any_places_in_a_row_hold_their_share(share, epoch):
 
 
 def test_every_image_comes_up_as_often_as_any_other_of_its_kind():
-    seen = torch.cat([mixed_order(20, 33, 0.4, seed=2, epoch=epoch) for epoch in range(9)])
+    seen = torch.cat(
+        [mixed_order(20, 33, 0.4, places=20, seed=2, epoch=epoch) for epoch in range(9)]
+    )
     counts = torch.bincount(seen, minlength=53)
     assert counts.sum() == 180
     labelled, unlabelled = counts[:20], counts[20:]
@@ -93,11 +95,23 @@ def test_every_image_comes_up_as_often_as_any_other_of_its_kind():
     assert labelled.sum() == 9 * 12
 
 
+def test_so_it_does_where_a_short_last_batch_is_left_out():
+    """Cards of places that no batch has are not dealt."""
+    seen = torch.cat([mixed_order(20, 33, 0.5, places=16, seed=2, epoch=e) for e in range(10)])
+    counts = torch.bincount(seen, minlength=53)
+    assert counts.sum() == 160
+    for of_kind in (counts[:20], counts[20:]):
+        assert of_kind.sum() == 80
+        assert of_kind.max() - of_kind.min() <= 1
+
+
 def test_an_epoch_depends_on_seed_and_number_alone():
     torch.manual_seed(1)
-    first = [mixed_order(50, 9, 0.5, seed=s, epoch=e) for s in range(3) for e in range(4)]
+    first = [
+        mixed_order(50, 9, 0.5, places=50, seed=s, epoch=e) for s in range(3) for e in range(4)
+    ]
     torch.manual_seed(2)
-    assert torch.equal(mixed_order(50, 9, 0.5, seed=1, epoch=2), first[6])
+    assert torch.equal(mixed_order(50, 9, 0.5, places=50, seed=1, epoch=2), first[6])
     assert len({tuple(order.tolist()) for order in first}) == len(first)
 
 

@@ -13,6 +13,7 @@ from gratis import answers
 from gratis.asked import Question
 from gratis.balls import Ball
 from gratis.data import Images
+from gratis.data.images import different_classes, first_of
 from gratis.detection import precision_entry
 from gratis.evaluate import Robustness, check_masking, robust_accuracy
 from gratis.evaluate.robustness import BATCHES_IN_A_POOL, always, pools_of
@@ -254,7 +255,7 @@ class _Setting:
         if self.asked.surrogate is None:
             return None
         recipe = from_plain(self.asked.surrogate.recipe)
-        state, _ = self.asked.surrogate.load_checkpoint(recipe.evaluation.checkpoint)
+        state = self.asked.surrogate.whole_checkpoint(recipe.evaluation.checkpoint)
         device = next(self.model.parameters()).device
         return trained(recipe, self.images, state).to(device).eval()
 
@@ -264,24 +265,19 @@ class _Setting:
             yield self.images.pixels(chosen), self.images.y[chosen]
 
 
-def first_of(images: Images, limit: int) -> Images:
-    """The first images of a test split; ValueError if they say nothing of the other classes."""
-    chosen = images.select(torch.arange(min(limit, len(images))))
-    if len(chosen) >= 10 * len(images.classes) and int(chosen.y.min()) == int(chosen.y.max()):
-        raise ValueError(
-            f"the first {len(chosen)} {images.split} images of {images.name} are all of class "
-            f"{images.classes[int(chosen.y[0])]}: shuffle the data, or evaluate all of it"
-        )
-    return chosen
-
-
 def split_for(recipe: Recipe, state: dict[str, Any], images: Images | None = None) -> Images:
     """The test split, loaded where it is not at hand, with the classes that a checkpoint's network
     was trained on: where they are counted from labels, a test set may lack the last ones.
+    ValueError where they are others, for labels would mean something else.
     """
     if images is None:
         images = load_split(recipe.data, "test")
     classes = tuple(state.get("classes", images.classes))  # earlier versions did not keep them
+    if classes[: len(images.classes)] != images.classes:
+        raise ValueError(
+            f"{images.name}: the classes are no longer those that the network was trained on: "
+            + different_classes("training", classes, images.split, images.classes)
+        )
     return images if classes == images.classes else replace(images, classes=classes)
 
 

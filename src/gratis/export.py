@@ -37,7 +37,7 @@ def export(run: Run, kind: str, out: Path, checkpoint: str) -> float:
             f"--as {kind} writes networks that answer with logits; one that finds boxes is "
             "exported --as weights, under the names that torchvision's RetinaNet has"
         )
-    state, _ = run.load_checkpoint(checkpoint)
+    state = run.whole_checkpoint(checkpoint)
     images = split_for(recipe, state)
     model = trained(recipe, images, state).eval()
     x = images.pixels(slice(0, IMAGES))

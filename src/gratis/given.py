@@ -17,8 +17,10 @@ from gratis.weights import load_weights
 def adopt(values: dict[str, Any], model: str, weights: Path | None, out: Path) -> Run:
     """A run directory `out` that holds the model as checkpoint `last`, untrained by us.
 
-    values: a recipe, for data and threat.  model: `module:function`, called as a recipe's model
-    is; it returns a network from pixels in [0, 1] to logits, normalisation inside.
+    values: a recipe, for data and threat; its `model` for what the function is given besides
+    (options) and for a normalisation before its network (mean, std).
+    model: `module:function`, called as a recipe's model is; it returns a network from pixels in
+    [0, 1] to logits, normalisation inside unless it is asked for here.
     weights: a file with its state dict, plain or nested as training scripts and RobustBench leave
     them; without one the function loads them itself.
     Raises ValueError where the model cannot be built or the weights do not fit.
@@ -27,7 +29,7 @@ def adopt(values: dict[str, Any], model: str, weights: Path | None, out: Path) -
         {
             **values,
             "name": model,
-            "model": {"name": model},
+            "model": {**(values.get("model") or {}), "name": model},
             "method": _none(values.get("method")),
             "evaluation": {**(values.get("evaluation") or {}), "checkpoint": "last"},
         }

@@ -118,7 +118,7 @@ class Recovery:
             "best_robust_accuracy": self.best,
         }
         # a copy: an optimizer takes moments as they are given, and goes on in them
-        learner.load_weights(copy.deepcopy(self.good))
+        _put_back(learner, copy.deepcopy(self.good))
         if afresh:
             learner.begun = learner.updates
         if gentler is None:
@@ -191,7 +191,7 @@ class EarlyStop:
         robust = self._accuracy(batch, learner, meter)
         if robust - self.previous < -self.FALL:
             assert self.kept is not None
-            learner.load_weights(self.kept)
+            _put_back(learner, self.kept)
             return {
                 "event": "stopped",
                 "restored_update": self.kept["update"],
@@ -252,6 +252,11 @@ def watchers(
         Recovery(len(checker.y), len(held_out.classes)) if mode == "recover" and checker else None
     )
     return checker, recovery, EarlyStop(ball) if mode == "early-stop" else None
+
+
+def _put_back(learner: Learner, state: dict[str, Any]) -> None:
+    learner.load_weights(state)
+    learner.replica.hook.load_state({})  # what gradients of other weights were rounded by
 
 
 def _weights(learner: Learner) -> dict[str, Any]:

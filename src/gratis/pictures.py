@@ -72,7 +72,7 @@ def keep(sitter: Sitter, eps: float, progress: Progress = nowhere) -> bool:
     """
     Linf(eps)  # refuses what is no radius
     recipe = sitter.recipe
-    state, _ = sitter.run.load_checkpoint(recipe.evaluation.checkpoint)
+    state = sitter.run.whole_checkpoint(recipe.evaluation.checkpoint)
     images = split_for(recipe, state, sitter.images)
     model = trained(recipe, images, state).to(pick_device(recipe.engine.device)).eval()
     ball = recipe.evaluation_balls()[0]

@@ -19,8 +19,8 @@ class Prober:
 
     norm: how batch-norm layers act in the attack's forward. "batch" uses the batch's own
     statistics and remembers nothing (the default here); "tracked" also moves the running
-    statistics (Wong 2020's and Shafahi 2019's code); "eval" uses the running statistics
-    (the code of YOPO, DAT, TRADES).
+    statistics (the code of Wong 2020, N-FGSM and GradAlign); "eval" uses the running statistics
+    (the code of TRADES, and of DAT for PGD).
     precision: dtype for autocast, None for fp32; the input and its gradient stay fp32.
     meter: where what this costs is counted.
     forward: what is called for the model's answers, the model itself or compiled code of it.

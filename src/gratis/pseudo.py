@@ -35,7 +35,7 @@ def pseudo_labels(recipe: Recipe, loader: AnyLoader, processes: Processes) -> di
     run = Run.open(others.pseudo)
     theirs = from_plain(run.recipe)
     checkpoint = theirs.evaluation.checkpoint
-    state, _ = run.load_checkpoint(checkpoint)
+    state = run.whole_checkpoint(checkpoint)
     try:
         model = trained(theirs, loader.images, state).to(processes.device).eval()
     except ValueError as error:

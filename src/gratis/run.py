@@ -16,12 +16,11 @@
 Nothing here imports torch at module level: the report and the listings read runs without it.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,10 @@ import yaml
 
 from gratis.checkpoint import DamagedCheckpointError, is_whole, load_state, save_state
 from gratis.files import LogWriter, read_npz, write_atomically, write_npz
+from gratis.held import LAUNCH, LOG, RECIPE, held, never_learned, occupied
 
 Record = dict[str, Any]
 
-RECIPE = "recipe.yaml"
-LOG = "log.jsonl"
 RESULTS = "results.json"
 PER_IMAGE = "per_image.npz"
 PICTURES = "pictures.npz"
@@ -42,11 +40,6 @@ VIEWS = "views.npz"
 ADVERSARIAL = "adversarial"
 UNFINISHED = "unfinished"
 REPORT = "report.html"
-LOCK, LAUNCH = ".lock", ".launch"
-
-
-class RunInUseError(ValueError):
-    """Another process is writing to this run directory."""
 
 
 class Run:
@@ -75,7 +68,7 @@ class Run:
             run.require_free(resume=resume)  # another process may have been faster
             if launch is not None:
                 write_atomically(run.path / LAUNCH, launch.encode())
-            if (run.path / RECIPE).exists():
+            if (run.path / RECIPE).exists() and not never_learned(run.path):
                 run._require_same(recipe)
             else:
                 content = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
@@ -93,18 +86,15 @@ class Run:
             if not self.path.is_dir():
                 raise ValueError(f"nothing to resume: there is no directory {self.path}")
             return
-        if self.path.exists() and (not self.path.is_dir() or self._occupied()):
+        if self.path.exists() and (not self.path.is_dir() or occupied(self.path)):
             raise ValueError(
                 f"{self.path} exists and is not empty; a run directory is never overwritten: "
                 "give another --out, move it away, or continue it with --resume"
             )
 
-    def _occupied(self) -> bool:
-        """Whether it holds more than what a run that never began leaves."""
-        checkpoints = self.path / "checkpoints"
-        if checkpoints.is_dir() and any(checkpoints.iterdir()):
-            return True
-        return any(p.name not in (LOCK, LAUNCH, "checkpoints") for p in self.path.iterdir())
+    def free(self) -> bool:
+        """Whether a run may begin in the directory."""
+        return self.path.is_dir() and not occupied(self.path)
 
     def _require_same(self, recipe: Record) -> None:
         if different := sorted(_differences(self.recipe, recipe)):
@@ -121,17 +111,9 @@ class Run:
             raise ValueError(f"{path} is no run directory: it holds no {RECIPE}")
         return cls(path)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the directory against other writers; a killed process lets go of it by itself."""
-        with (self.path / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunInUseError(
-                    f"{self.path} is in use by another process; wait for it or stop it"
-                ) from error
-            yield
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the directory against other writers, see `held`."""
+        return held(self.path)
 
     # --- recipe
 
@@ -258,6 +240,14 @@ class Run:
             except DamagedCheckpointError as error:
                 warnings.append(str(error))
         raise ValueError(f"no usable checkpoint in {self.path}: " + "; ".join(warnings))
+
+    def whole_checkpoint(self, name: str) -> Record:
+        """The state of checkpoint `name` itself; ValueError where an older one would stand in."""
+        state, warnings = self.load_checkpoint(name)
+        if warnings:
+            older = self.checkpoint_path("previous")
+            raise ValueError(f"{'; '.join(warnings)}; the one before it is {older}")
+        return state
 
 
 class WatchedRun(Run):

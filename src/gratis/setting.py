@@ -117,8 +117,10 @@ def _loader(
     )
 
 
-def network(recipe: Recipe, images: AnyImages) -> nn.Module:
+def network(recipe: Recipe, images: AnyImages, parts: int = 1) -> nn.Module:
     """A freshly initialised network for images of this shape; a function of the recipe's seed.
+
+    parts: in how many each batch is learned, see `parts_of_batch`.
 
     What the recipe freezes is frozen; what it starts from is put in by `transfer.begin`.
     """
@@ -140,7 +142,7 @@ def network(recipe: Recipe, images: AnyImages) -> nn.Module:
         add_aux(model)
     groups = spec.aux_groups or spec.norm_groups
     if not spec.norm_groups == groups == 1 or spec.norms == "synced":
-        group_norms(model, spec.norm_groups, groups)
+        group_norms(model, spec.norm_groups, _aux_groups(recipe, parts))
     if spec.norms == "synced":
         sync_norms(model)
     if spec.freeze:
@@ -158,11 +160,12 @@ def planned(
     """
     budget, images = recipe.budget, len(loaders[0].images)
     fewest = min(size for loader in loaders for size in loader.batch_sizes) // processes
-    if fewest < recipe.model.norm_groups:
-        raise ValueError(
-            f"model.norm_groups: {fewest} images, the smallest batch of a data pass, cannot fill "
-            f"{recipe.model.norm_groups} groups; set data.drop_last=true, or ask for fewer groups"
-        )
+    spec, attacked = recipe.model, method.parts(fewest)[-1]
+    if fewest < spec.norm_groups:
+        raise ValueError(_too_few("norm_groups", fewest, spec.norm_groups))
+    groups = _aux_groups(recipe, processes)
+    if method.auxiliary and 0 < attacked < groups:
+        raise ValueError(_too_few("aux_groups", attacked, groups))
     paid = thirds_of(budget.passes, images) if budget.passes else None
 
     def update_thirds(size: int) -> list[int]:
@@ -191,6 +194,20 @@ def planned(
             f"per training image, the budget is {budget.passes or budget.data_passes:.3g}"
         )
     return found
+
+
+def _too_few(key: str, images: int, groups: int) -> str:
+    return (
+        f"model.{key}: {images} images, which is what the smallest batch of a data pass has for "
+        f"these norms, cannot fill {groups} groups; set data.drop_last=true, or ask for fewer"
+    )
+
+
+def _aux_groups(recipe: Recipe, parts: int) -> int:
+    """In how many groups auxiliary norms see each of a batch's parts."""
+    spec = recipe.model
+    # as on so many devices: parts that are each on one are groups already
+    return max(1, spec.aux_groups // parts) if spec.aux_groups else spec.norm_groups
 
 
 def task_of(recipe: Recipe) -> Task:

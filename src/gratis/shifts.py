@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gratis.assess import Progress, described, first_of, nowhere, split_for, trained
+from gratis.assess import Progress, described, nowhere, split_for, trained
 from gratis.data import Images
 from gratis.data.cells import Batch
+from gratis.data.images import first_of
 from gratis.data.shifted import Asked, Shift, opened
 from gratis.detection import COCO_C, batch_of, coco_c
 from gratis.evaluate.shift import Answer, answer, corruption_figures, normalised

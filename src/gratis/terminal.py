@@ -212,12 +212,12 @@ def bar(label: str) -> "Iterator[Progress]":
 
     console = Console(stderr=True)
     columns = (
-        TextColumn(f"{label:10} {{task.description:8}}"),
+        TextColumn("{task.fields[label]:10} {task.description:8}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     bars = Progress(*columns, console=console, disable=not console.is_terminal)
     shown: dict[str, Any] = {}
@@ -225,10 +225,10 @@ def bar(label: str) -> "Iterator[Progress]":
     def progress(stage: str, done: int, total: int, note: str) -> None:
         bars.start()  # no earlier: processes with nothing to show share the terminal
         if stage not in shown or total != bars.tasks[shown[stage]].total:
-            shown[stage] = bars.add_task(stage, total=total, note=note)
+            shown[stage] = bars.add_task(stage, total=total, note=note, label=label)
             if not console.is_terminal:
                 what = {"train": f"{total} updates ", "check": ""}.get(stage, f"{total} images ")
-                console.print(f"{label}: {stage} {what}{note}", highlight=False)
+                console.print(f"{label}: {stage} {what}{note}", highlight=False, markup=False)
         bars.update(shown[stage], completed=done, note=note)
 
     try:

@@ -48,7 +48,7 @@ def _found(start: Path, net: nn.Module) -> tuple[str | None, dict[str, Tensor]]:
         return None, read_weights(start, net.state_dict().keys())
     run = Run.open(start)
     checkpoint = from_plain(run.recipe).evaluation.checkpoint
-    return checkpoint, weights_of(run.load_checkpoint(checkpoint)[0])
+    return checkpoint, weights_of(run.whole_checkpoint(checkpoint))
 
 
 def _normalised_alike(

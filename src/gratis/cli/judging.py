@@ -19,8 +19,10 @@ def evaluate(options: argparse.Namespace) -> int:
     for flag in ("corruptions", "severities", "partial"):
         if getattr(options, flag) and not shifts:
             raise ValueError(f"--{flag} goes with --shift; without one nothing would heed it")
-    run, checkpoint = _evaluated(options)
     attacked = options.attack or not shifts
+    if not attacked:
+        _refuse_unheeded(options)
+    run, checkpoint = _evaluated(options)
     if attacked:
         _attack(run, checkpoint, options)
     rank, _ = rank_and_world()
@@ -33,6 +35,22 @@ def evaluate(options: argparse.Namespace) -> int:
     terminal.shifts(run, list(shifts))
     write_page([run], run.path / REPORT)
     return 0
+
+
+def _refuse_unheeded(options: argparse.Namespace) -> None:
+    """ValueError for what is said of attacks where images are only shown."""
+    said = {
+        "--eps": options.eps is not None,
+        "--union": options.union,
+        "--checks": options.checks is not None,
+        "--surrogate": options.surrogate is not None,
+        "--save-adversarial": options.save_adversarial,
+    }
+    if used := [flag for flag, given in said.items() if given]:
+        raise ValueError(
+            f"{' and '.join(used)} speak of attacks, and --shift alone makes none; name one with "
+            "--attack, or leave them out"
+        )
 
 
 def _attack(run: Run, checkpoint: str | None, options: argparse.Namespace) -> None:
@@ -58,7 +76,7 @@ def _attack(run: Run, checkpoint: str | None, options: argparse.Namespace) -> No
         limit=options.limit if options.limit is not None else asked.limit,
         checkpoint=checkpoint or asked.checkpoint,
         alone=not options.union,
-        checks=options.checks,
+        checks=options.checks or "quick",
         surrogate=Run.open(options.surrogate) if options.surrogate else None,
         keep_points=options.save_adversarial,
     )
@@ -189,7 +207,9 @@ def _evaluated(options: argparse.Namespace) -> tuple[Run, str | None]:
         )
     from gratis.given import adopt
 
-    values = recipes.override(recipes.read(options.data), options.set)
+    # the recipe's own network is another's: what --set says of the model is for the given one
+    base = {key: value for key, value in recipes.read(options.data).items() if key != "model"}
+    values = recipes.override(base, options.set)
     return adopt(values, given, options.weights, options.out), None
 
 

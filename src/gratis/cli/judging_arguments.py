@@ -8,7 +8,8 @@ from gratis.cli.kinds import Command, count, number, setting_argument, shift_arg
 def evaluate(command: Command) -> None:
     attack = command(
         "evaluate",
-        "the same attack, threat, images and checkpoint replaces; anything else is added; an\n"
+        "the same attack, threat, images and checkpoint replaces, and so does the same shift, or\n"
+        "boxes found, of a checkpoint; anything else is added; an\n"
         "interrupted evaluation goes on where it was\n"
         "examples:\n  gratis evaluate runs/digits --attack pgd-100-5 --eps 0.1\n"
         "  gratis evaluate runs/digits/checkpoints/best.pt --attack autoattack --limit 1000\n"
@@ -42,9 +43,8 @@ def evaluate(command: Command) -> None:
     attack.add_argument(
         "--checks",
         choices=("none", "quick", "full"),
-        default="quick",
         help="signs of gradient masking: those that cost little beside the attacks, or all "
-        "(default: %(default)s; full with autoattack)",
+        "(default: quick; full with autoattack)",
     )
     attack.add_argument(
         "--surrogate",

@@ -11,7 +11,7 @@ CONTINUE = "give another --out, move it away, or continue it with --resume"
 
 def refuse_taken(out: Path, resume: bool, remedy: str = CONTINUE) -> None:
     """An early word on what will not be written over, before torch is imported."""
-    if not resume and out.exists() and any(out.iterdir()):
+    if not resume and out.exists() and any(out.iterdir()) and not Run(out).free():
         raise ValueError(f"{out} exists and is not empty; nothing is overwritten: {remedy}")
 
 

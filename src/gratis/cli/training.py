@@ -38,6 +38,8 @@ def compare(options: argparse.Namespace) -> int:
     for name in methods:
         values = {**base, "method": recipes.with_method(base.get("method") or {}, name)}
         planned.append((values, options.out / name))
+    for values, _ in planned:  # what is wrong with the last is not found after the first's hours
+        recipes.from_plain(values).check_method()
     if launch() is None:
         refuse_taken(options.out, options.resume)
     runs = []

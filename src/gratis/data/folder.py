@@ -1,5 +1,6 @@
 """Image files in folders: ROOT/train/CLASS/* and ROOT/test/CLASS/* (or ROOT/val), decoded once."""
 
+import math
 import os
 from collections.abc import Sequence
 from multiprocessing.pool import ThreadPool
@@ -12,6 +13,7 @@ from PIL import Image
 from gratis.data.decoding import UNREADABLE, Look, look, look_at, to_array
 from gratis.data.images import Images
 from gratis.data.listing import listed
+from gratis.data.scenes import room
 
 
 def load_folder(
@@ -33,7 +35,9 @@ def load_folder(
         known = {path: found for path, found in looks.items() if not isinstance(found, str)}
         height, width = _common_size(known) if image_size is None else (image_size, image_size)
         grey = all(found.grey for found in known.values())
-        x = np.zeros((len(paths), 1 if grey else 3, height, width), dtype=np.uint8)
+        shape = (len(paths), 1 if grey else 3, height, width)
+        _check_memory(shape, root)
+        x = np.zeros(shape, dtype=np.uint8)
 
         def decode(i: int) -> None:
             found = known[paths[i]].pixels
@@ -59,6 +63,17 @@ def load_folder(
         note=listing.note,
         skipped=listing.skipped(errors),
     )
+
+
+def _check_memory(shape: tuple[int, int, int, int], root: Path) -> None:
+    """ValueError where so many images of uint8 do not fit into the machine's memory."""
+    needed, left = math.prod(shape), room()
+    if needed > left:
+        raise ValueError(
+            f"{root}: {shape[0]:,} images of {shape[2]}x{shape[3]} pixels need "
+            f"{needed / 2**30:.1f} GiB, and this machine has {left / 2**30:.1f} GiB for them; set "
+            "data.stored=SIDE to have them decoded once and streamed, or a smaller data.image_size"
+        )
 
 
 def _looks(paths: Sequence[Path], pool: ThreadPool) -> list[Look | str]:

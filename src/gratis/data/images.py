@@ -167,6 +167,17 @@ def check_classes(training: Named, test: Named) -> None:
         )
 
 
+def first_of(images: Images, limit: int) -> Images:
+    """The first images of a test split; ValueError if they say nothing of the other classes."""
+    chosen = images.select(torch.arange(min(limit, len(images))))
+    if len(chosen) >= 10 * len(images.classes) and int(chosen.y.min()) == int(chosen.y.max()):
+        raise ValueError(
+            f"the first {len(chosen)} {images.split} images of {images.name} are all of class "
+            f"{images.classes[int(chosen.y[0])]}: shuffle the data, or evaluate all of it"
+        )
+    return chosen
+
+
 def different_classes(name: str, classes: Sequence[str], other: str, others: Sequence[str]) -> str:
     """What to tell a user about two lists of class names that should be equal."""
     only = [f"only in {name}: {some([c for c in classes if c not in others])}"]

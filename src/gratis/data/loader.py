@@ -122,5 +122,12 @@ class Loader(Epochs):
     def _order(self, count: int, number: int, generator: torch.Generator) -> Tensor:
         if self.unlabelled is not None:
             others = self.unlabelled
-            return mixed_order(count, len(others), others.share, seed=self.seed, epoch=number)
+            return mixed_order(
+                count,
+                len(others),
+                others.share,
+                places=sum(self.batch_sizes),
+                seed=self.seed,
+                epoch=number,
+            )
         return torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)

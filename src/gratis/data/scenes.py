@@ -123,9 +123,14 @@ def letterboxed(image: Image.Image, size: int, original: tuple[int, int] | None 
     return square
 
 
+def room() -> float:
+    """Bytes of the machine's memory that images may take."""
+    return MOST_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def check_memory(count: int, size: int, where: str) -> None:
     """ValueError where `count` squares of `size` pixels do not fit into the machine's memory."""
-    memory = MOST_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = room()
     needed = 3 * count * size**2
     if needed > memory:
         most = int((memory / (3 * count)) ** 0.5)

@@ -165,7 +165,8 @@ def _alone(root: Path) -> Iterator[None]:
     several write at once are corrupted. The others find it downloaded.
     """
     with (root / ".gratis-download").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: as if alone
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

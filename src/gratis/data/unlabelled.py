@@ -86,8 +86,12 @@ def together(parts: list[Tensor], like: Images, share: float) -> Unlabelled:
     return Unlabelled(x, torch.full((len(x),), NO_LABEL), share)
 
 
-def mixed_order(labelled: int, unlabelled: int, share: float, *, seed: int, epoch: int) -> Tensor:
-    """Rows [labelled] of one epoch, into labelled images followed by unlabelled ones.
+def mixed_order(
+    labelled: int, unlabelled: int, share: float, *, places: int, seed: int, epoch: int
+) -> Tensor:
+    """Rows [places] of one epoch, into labelled images followed by unlabelled ones.
+
+    places: how many of the epoch's images are used: a short last batch may be left out.
 
     Place i of the epoch belongs to an unlabelled image where i * share passes a whole number, so
     that any n places in a row hold n * share of them, to within one: a batch, and any equal cut
@@ -96,11 +100,11 @@ def mixed_order(labelled: int, unlabelled: int, share: float, *, seed: int, epoc
     as any other of its kind, to within once.
     """
     exact = Fraction(share).limit_denominator(10**6)
-    passed = torch.arange(labelled + 1) * exact.numerator // exact.denominator
+    passed = torch.arange(places + 1) * exact.numerator // exact.denominator
     without = passed.diff().bool()
     count = int(without.sum())
-    order = torch.empty(labelled, dtype=torch.int64)
-    order[~without] = _dealt(labelled, labelled - count, epoch, seed, "labelled")
+    order = torch.empty(places, dtype=torch.int64)
+    order[~without] = _dealt(labelled, places - count, epoch, seed, "labelled")
     order[without] = labelled + _dealt(unlabelled, count, epoch, seed, "unlabelled")
     return order
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from gratis.attacks.pgd import pgd
 from gratis.balls import Ball
 from gratis.budget import PASS, PROBE
-from gratis.losses import Loss, cross_entropy_while_correct, towards_another
+from gratis.losses import Loss, cross_entropy_while_correct, hard, towards_another
 from gratis.methods.carried import Carried
 from gratis.nn.auxbn import Branch
 from gratis.passes import Batch, Method, Pass, Probe
@@ -111,7 +111,7 @@ class PGDTraining(Method):
 
     def _climbed(self, batch: Batch) -> Loss | None:
         if self.targeted:
-            shares = batch.draw(batch.y.float(), _uniform)
+            shares = batch.draw(hard(batch.y).float(), _uniform)
             return lambda logits, y: towards_another(logits, y, shares)
         return cross_entropy_while_correct if self.only_correct else None
 

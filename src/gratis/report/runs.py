@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from gratis.figures import COLOURS, MARKERS, Array
+from gratis.held import RECIPE
 from gratis.names import spell
 from gratis.report.phases import phases
 from gratis.report.values import distinct, images, listed, passes, threat
-from gratis.run import RECIPE, Record, Run
+from gratis.run import Record, Run
 
 
 class RunView:

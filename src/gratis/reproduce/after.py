@@ -106,7 +106,7 @@ EXTRAS: dict[Extra, Callable[[Run, Recipe, Scale], dict[str, float]]] = {
 
 def _tested(run: Run, recipe: Recipe, count: int) -> tuple[Images, nn.Module]:
     """The first test images, no more than were evaluated, and the network in eval mode."""
-    state, _ = run.load_checkpoint(recipe.evaluation.checkpoint)
+    state = run.whole_checkpoint(recipe.evaluation.checkpoint)
     images = split_for(recipe, state)
     count = min(count, len(images), recipe.evaluation.limit or count)
     images = images.select(torch.arange(count))
@@ -115,7 +115,7 @@ def _tested(run: Run, recipe: Recipe, count: int) -> tuple[Images, nn.Module]:
 
 
 def _network(run: Run, recipe: Recipe, images: AnyImages) -> nn.Module:
-    state, _ = run.load_checkpoint(recipe.evaluation.checkpoint)
+    state = run.whole_checkpoint(recipe.evaluation.checkpoint)
     return trained(recipe, images, state).to(pick_device(recipe.engine.device))
 
 

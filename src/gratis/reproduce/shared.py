@@ -6,10 +6,11 @@ from functools import cache
 from pathlib import Path
 
 from gratis.distributed import joined
+from gratis.held import LAUNCH, LOCK, RECIPE, RunInUseError
 from gratis.launched import rank_and_world
 from gratis.recipe import Plain, Recipe, from_plain
 from gratis.reproduce.outcome import FACTS
-from gratis.run import LAUNCH, LOCK, RECIPE, Run, RunInUseError
+from gratis.run import Run
 from gratis.setting import pick_device
 
 OWN = (FACTS, LOCK, LAUNCH)

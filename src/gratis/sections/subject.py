@@ -127,7 +127,8 @@ class Model:
     norm_momentum: of every batch norm; Free replays each minibatch m times, so that at the
     usual 0.1 the last one makes up 1 - 0.9^m of the running statistics.
     norm_groups: batch norms see each batch in so many parts, as on so many devices;
-    aux_groups: auxiliary norms, which methods like fast-advprop add (as norm_groups if None).
+    aux_groups: auxiliary norms, which methods like fast-advprop add (as norm_groups if None); of
+        the whole batch, so that a process's part has its share of them, one at least.
     norms: whether each process's norms see its own images, or, in what is learned from, those of
     all processes (attacks always see their own).
     start: a run directory or a file of weights to begin with, in place of random ones; a head

@@ -7,6 +7,7 @@ from torch import nn
 
 from gratis.budget import Meter, passes_of
 from gratis.data import Loader
+from gratis.data.images import different_classes
 from gratis.pseudo import pseudo_labels
 from gratis.setting import AnyLoader
 from gratis.transfer import begin
@@ -20,6 +21,7 @@ def state_of(run: "Training") -> dict[str, Any]:
     state = run.learner.state() | {
         "parts": run.parts,
         "classes": list(run.loaders[0].images.classes),
+        "learned_from": {"images": run.images, "fingerprint": run.fingerprint},
         "spent": {
             key: run.processes.world * count for key, count in vars(run.learner.spent).items()
         },
@@ -85,6 +87,8 @@ def take_up(
             run.journal.event("warning", message=remark)
         _check_together(run)
         return
+    for message in _other_images(run, state):
+        warnings = [*warnings, message]
     run.directory.set_aside_damaged()
     for message in warnings:
         run.journal.event("warning", message=message, update=state["updates"])
@@ -109,6 +113,29 @@ def take_up(
     if not run.done:
         _note_resumed(run)
     _check_together(run)
+
+
+def _other_images(run: "Training", state: dict[str, Any]) -> list[str]:
+    """A warning where the training images are decoded otherwise; ValueError where they are others:
+    held-out ones would be among those learned from, and the plan is another's.
+    """
+    images = run.loaders[0].images
+    before, classes = state.get("learned_from"), tuple(state.get("classes", images.classes))
+    if classes != images.classes:
+        raise ValueError(
+            f"{images.name}: the run began with other classes: "
+            + different_classes("the checkpoint", classes, images.split, images.classes)
+        )
+    if before is None:  # of an earlier version
+        return []
+    if before["images"] != run.images:
+        raise ValueError(
+            f"{images.name}: the run began with {before['images']:,} training images, now there "
+            f"are {run.images:,}; put those back, or begin anew with another --out"
+        )
+    if before["fingerprint"] == run.fingerprint:
+        return []
+    return ["the training images are not, to the bit, those that the run began with"]
 
 
 def _note_resumed(run: "Training") -> None:

@@ -39,7 +39,7 @@ class Training:
         shares = self.parts // processes.world
         self.progress = progress if processes.leads else nowhere
         device = processes.device
-        self.images = len(data.training)
+        self.images, self.fingerprint = len(data.training), data.training.fingerprint
         self.method = recipe.build_method() if shares == 1 else InParts(recipe.build_method, shares)
         self.epoch = self.batch = 0
         self.loaders = build_loaders(
@@ -53,7 +53,7 @@ class Training:
         )
         self.start: dict[str, Any] | None
         self.pseudo: dict[str, Any] | None
-        model = network(recipe, data.training).to(device)
+        model = network(recipe, data.training, self.parts).to(device)
         first = self.loaders[0]
         bring_in(self, first, saved, model)
         self.method.bind(model, first.images.pixels(slice(1)).to(device))

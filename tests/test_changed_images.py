@@ -1,0 +1,83 @@
+"""Images that have changed since a run began: other classes, more of them, other pixels."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gratis import train
+from gratis.cli import main
+from gratis.data import folder as folders
+from gratis.recipe import Recipe
+from gratis.run import Run
+from tests.dying import dies
+from tests.recipes import tiny
+
+CLASSES = ("a", "b", "c")
+
+
+def tree(root: Path, each: int = 20) -> Path:
+    draw = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for number, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for place in range(each):
+                pixels = draw.integers(0, 80, (8, 8), dtype=np.uint8) + np.uint8(80 * number)
+                Image.fromarray(pixels).save(root / split / name / f"{place}.png")
+    return root
+
+
+def recipe(root: Path, *settings: str) -> Recipe:
+    of = ("data.name=folder", f"data.root={root}", "data.batch_size=20", "data.holdout=10")
+    return tiny("fgsm-rs", *of, "engine.checkpoint_seconds=0", *settings)
+
+
+def test_classes_that_are_gone_are_not_taken_for_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree(tmp_path / "images")
+    run = train.run(recipe(root), tmp_path / "run")
+    for split in ("train", "test"):
+        shutil.rmtree(root / split / "a")
+    before = run.results
+    for command in (["evaluate"], ["export", "--as", "weights", "--out", str(tmp_path / "w.pt")]):
+        assert main([command[0], str(run.path), *command[1:]]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "the classes are no longer those that the network was trained on" in said
+        assert "only in training: a" in said
+    assert run.results == before
+
+
+def test_a_run_is_not_gone_on_with_on_other_images(tmp_path: Path) -> None:
+    root = tree(tmp_path / "images")
+    with dies(4):
+        train.run(recipe(root), tmp_path / "run")
+    assert Run.open(tmp_path / "run").has_checkpoint
+    more = root / "train" / "b" / "more.png"
+    shutil.copy(root / "train" / "b" / "0.png", more)
+    with pytest.raises(ValueError, match="began with 50 training images, now there are 51"):
+        train.run(recipe(root), tmp_path / "run", resume=True)
+    more.unlink()
+    for split in ("train", "test"):
+        (root / split / "c").rename(root / split / "d")
+    with pytest.raises(ValueError, match="the run began with other classes"):
+        train.run(recipe(root), tmp_path / "run", resume=True)
+    for split in ("train", "test"):
+        (root / split / "d").rename(root / split / "c")
+    Image.new("L", (8, 8), 7).save(root / "train" / "a" / "0.png")
+    run = train.run(recipe(root), tmp_path / "run", resume=True)
+    said = [r["message"] for r in run.log() if r["kind"] == "warning"]
+    assert "the training images are not, to the bit, those that the run began with" in said
+
+
+def test_a_folder_larger_than_memory_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree(tmp_path / "images", each=4)
+    monkeypatch.setattr(folders, "room", lambda: 12 * 64 - 1)
+    with pytest.raises(ValueError, match=r"12 images of 8x8 pixels need .*data.stored=SIDE"):
+        folders.load_folder(root, "train", None)
+    monkeypatch.setattr(folders, "room", lambda: 12 * 64)
+    assert len(folders.load_folder(root, "train", None)) == 12
