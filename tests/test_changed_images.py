@@ -81,3 +81,21 @@ def test_a_folder_larger_than_memory_is_refused_before_it_is_decoded(
         folders.load_folder(root, "train", None)
     monkeypatch.setattr(folders, "room", lambda: 12 * 64)
     assert len(folders.load_folder(root, "train", None)) == 12
+
+
+def test_images_that_were_moved_are_found_where_they_are_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree(tmp_path / "images")
+    with dies(4):
+        train.run(recipe(root), tmp_path / "run")
+    moved = root.rename(tmp_path / "elsewhere")
+    kept = (tmp_path / "run" / "recipe.yaml").read_text()
+    run = train.run(recipe(moved), tmp_path / "run", resume=True)
+    assert run.results is not None
+    command = ["evaluate", str(run.path), "--attack", "fgsm", "--limit", "9"]
+    assert main(command) == 2
+    assert f"{root} " in capsys.readouterr().err
+    assert main([*command, "--set", f"data.root={moved}"]) == 0
+    assert [e["attack"] for e in run.results["evaluations"]] == ["pgd-3-2", "fgsm"]
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == kept

@@ -176,8 +176,11 @@ def test_a_model_without_logits_is_refused(tmp_path, capsys):
 
 
 def test_flags_for_models_are_refused_with_a_run(run, capsys):
-    assert main(["evaluate", str(run.path), "--set", "data.root=x"]) == 2
-    assert "--set go with a model module:function" in capsys.readouterr().err
+    assert main(["evaluate", str(run.path), "--data", "digits"]) == 2
+    assert "--data go with a model module:function" in capsys.readouterr().err
+    for setting in ("seed=3", "data.name=mnist", "data=mnist"):
+        assert main(["evaluate", str(run.path), "--set", "data.root=x", setting]) == 2
+        assert "of a run --set changes data.root, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

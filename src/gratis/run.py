@@ -33,6 +33,8 @@ from gratis.held import LAUNCH, LOG, RECIPE, held, never_learned, occupied
 
 Record = dict[str, Any]
 
+PLACES = ("root", "cache", "workers")
+"""What of a recipe's data says where and how images are read, not which they are."""
 RESULTS = "results.json"
 PER_IMAGE = "per_image.npz"
 PICTURES = "pictures.npz"
@@ -47,6 +49,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.places: Record = {}  # where its images lie by now, in place of what the recipe says
 
     @classmethod
     @contextmanager
@@ -97,7 +100,8 @@ class Run:
         return self.path.is_dir() and not occupied(self.path)
 
     def _require_same(self, recipe: Record) -> None:
-        if different := sorted(_differences(self.recipe, recipe)):
+        elsewhere = {f"data.{key}" for key in PLACES}  # which images they are is looked at later
+        if different := sorted(set(_differences(self.recipe, recipe)) - elsewhere):
             raise ValueError(
                 f"{self.path} holds a run of another recipe; it differs in "
                 f"{', '.join(different)}; give the same recipe and settings, or another --out"
@@ -120,6 +124,8 @@ class Run:
     @property
     def recipe(self) -> Record:
         recipe: Record = yaml.safe_load((self.path / RECIPE).read_text("utf-8"))
+        if self.places:
+            recipe["data"] = {**(recipe.get("data") or {}), **self.places}
         return recipe
 
     @property

@@ -8,7 +8,7 @@ from gratis import terminal
 from gratis.cli.paths import refuse_taken, run_and_checkpoint, runs_at, shifts_of, write_page
 from gratis.launched import rank_and_world
 from gratis.names import parse_attack
-from gratis.run import REPORT, VIEWS, Run, WatchedRun
+from gratis.run import PLACES, REPORT, VIEWS, Run, WatchedRun
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -82,7 +82,9 @@ def _attack(run: Run, checkpoint: str | None, options: argparse.Namespace) -> No
     )
     rank, world = rank_and_world()
     if rank:
-        evaluate_run(WatchedRun(run.path), asked, share=(rank, world))
+        watched = WatchedRun(run.path)
+        watched.places = run.places
+        evaluate_run(watched, asked, share=(rank, world))
         return
     with run.locked(), terminal.bar(run.path.name) as progress:
         evaluate_run(run, asked, progress, share=(rank, world))
@@ -189,11 +191,14 @@ def _evaluated(options: argparse.Namespace) -> tuple[Run, str | None]:
         "--set": options.set or None,
     }
     if ":" not in given or options.run.exists():
+        places = _places(own.pop("--set") or [])
         if used := [flag for flag, value in own.items() if value is not None]:
             raise ValueError(
                 f"{' and '.join(used)} go with a model module:function, not with a run"
             )
-        return run_and_checkpoint(options.run)
+        run, checkpoint = run_and_checkpoint(options.run)
+        run.places = places
+        return run, checkpoint
     if options.data is None or options.out is None:
         raise ValueError(
             f"{given} is a model of your own: --data RECIPE says which images and threat it is "
@@ -211,6 +216,18 @@ def _evaluated(options: argparse.Namespace) -> tuple[Run, str | None]:
     base = {key: value for key, value in recipes.read(options.data).items() if key != "model"}
     values = recipes.override(base, options.set)
     return adopt(values, given, options.weights, options.out), None
+
+
+def _places(settings: list[str]) -> dict[str, object]:
+    """Where --set says that a run's images lie; ValueError for anything else that it says."""
+    said = recipes.override({}, settings)
+    data = said.pop("data", {})
+    if said or not isinstance(data, dict) or data.keys() - set(PLACES):
+        raise ValueError(
+            f"of a run --set changes {', '.join(f'data.{key}' for key in PLACES)} alone, where its "
+            "images lie by now; all else goes with a model module:function"
+        )
+    return data
 
 
 def _pair(text: str) -> tuple[str, str]:

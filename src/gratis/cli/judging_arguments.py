@@ -14,6 +14,7 @@ def evaluate(command: Command) -> None:
         "examples:\n  gratis evaluate runs/digits --attack pgd-100-5 --eps 0.1\n"
         "  gratis evaluate runs/digits/checkpoints/best.pt --attack autoattack --limit 1000\n"
         "  gratis evaluate runs/cifar10 --shift cifar10-c=DIR --shift corruptions=generated\n"
+        "  gratis evaluate runs/copied --set data.root=DIR\n"
         "  gratis evaluate my_models:build --weights net.pt --data cifar10 --out runs/theirs",
     )
     attack.add_argument(
