@@ -117,7 +117,8 @@ def _takes_tensors(learner: Learner) -> bool:
 
 def _record_nothing(device: torch.device) -> None:
     """A recording that ends, and with it what one that failed has left of itself."""
-    with torch.cuda.device(device), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
         torch.zeros(1, device=device)
 
 
