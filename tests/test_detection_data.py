@@ -181,6 +181,14 @@ BAD = {
         lambda root: changed(root, lambda known: known["annotations"][0].update(category_id=1)),
         "annotation 1 is of category 1; the file has 3, 7",
     ),
+    "an image without its size": (
+        lambda root: changed(root, lambda known: known["images"][2].pop("height")),
+        "number 2 of its images has no height; each needs id, file_name, height, width",
+    ),
+    "a box of three numbers": (
+        lambda root: changed(root, lambda known: known["annotations"][1].update(bbox=[1, 2, 3])),
+        r"number 1 of its annotations has no bbox of four numbers, but \[1, 2, 3\]",
+    ),
     "another size than annotated": (turn, r"000000000001\.png, which is 60x80: they were resized"),
 }
 
@@ -191,6 +199,18 @@ def test_what_does_not_fit_is_named(root: Path, kind: str) -> None:
     spoil(root)
     with pytest.raises(ValueError, match=message):
         load_coco(root, "train", 64)
+
+
+def test_what_an_annotation_need_not_say_stands_for_nothing(root: Path) -> None:
+    before = load_coco(root, "train", 64).truth
+    changed(
+        root,
+        lambda known: [
+            a.update(iscrowd=None) for a in known["annotations"] if not a.get("iscrowd")
+        ],
+    )
+    after = load_coco(root, "train", 64).truth
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_without_a_test_split_the_way_out_is_named(tmp_path: Path) -> None:

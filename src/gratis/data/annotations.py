@@ -56,6 +56,14 @@ class Annotated(Listing):
             )
 
 
+NEEDED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+"""What is read of each entry, and has no other value to stand for it."""
+
+
 def annotated(root: Path, split: str) -> Annotated:
     """What the annotations of a split, "train" or "test" (val2017), say.
 
@@ -120,9 +128,24 @@ def _parsed(root: Path, split: str) -> tuple[Path, Parsed]:
         raise ValueError(
             f"{path} is no COCO annotation file with images, annotations and categories: {error!r}"
         ) from error
+    for kind, keys in NEEDED.items():
+        _check_entries(path, kind, known[kind], keys)
     if not known["images"] or not known["categories"]:
         raise ValueError(f"{path} lists no {'categories' if known['images'] else 'images'}")
     return path, known
+
+
+def _check_entries(path: Path, kind: str, entries: list[Any], keys: tuple[str, ...]) -> None:
+    """ValueError for an entry that lacks what is read of it."""
+    for number, entry in enumerate(entries):
+        lacking = [key for key in keys if not isinstance(entry, dict) or entry.get(key) is None]
+        if not lacking and kind == "annotations" and len(entry["bbox"]) != 4:
+            lacking = [f"bbox of four numbers, but {entry['bbox']}"]
+        if lacking:
+            raise ValueError(
+                f"{path}: number {number} of its {kind} has no {', '.join(lacking)}; each needs "
+                f"{', '.join(keys)}"
+            )
 
 
 def _without_outline(found: Parsed) -> Parsed:
@@ -139,12 +162,12 @@ def _rows(path: Path, known: Parsed) -> Tensor:
     for annotation in known["annotations"]:
         if annotation["image_id"] not in place:
             raise ValueError(
-                f"{path}: annotation {annotation['id']} is of image {annotation['image_id']}, "
+                f"{path}: annotation {annotation.get('id')} is of image {annotation['image_id']}, "
                 "which the file does not list"
             )
         if annotation["category_id"] not in index:
             raise ValueError(
-                f"{path}: annotation {annotation['id']} is of category "
+                f"{path}: annotation {annotation.get('id')} is of category "
                 f"{annotation['category_id']}; the file has {', '.join(map(str, index))}"
             )
         label = index[annotation["category_id"]]
@@ -157,6 +180,6 @@ def _box(annotation: Mapping[str, Any], label: int) -> tuple[float, ...]:
     return (
         *(left, top, left + width, top + height),
         label,
-        annotation.get("area", width * height),
-        annotation.get("iscrowd", 0),
+        width * height if (area := annotation.get("area")) is None else area,
+        annotation.get("iscrowd") or 0,
     )
