@@ -13,6 +13,7 @@ from PIL import Image
 
 from gratis.figures import amplified, png_data_uri, thinned
 from gratis.report import duration, passes, radius, write_report
+from gratis.report.values import percent
 from tests.reports import RESULTS, evaluation, log, make_run, page_of, pictures
 
 
@@ -254,3 +255,10 @@ def test_importing_it_is_light() -> None:
         [sys.executable, "-c", command], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"), [(1.0, "100.0%"), (0.9996, "99.9%"), (0.9994, "99.9%"), (0.0, "0.0%")]
+)
+def test_all_but_one_are_not_all(share, shown):
+    assert percent(share) == shown
