@@ -262,8 +262,9 @@ def test_evaluation_is_shared(found, folder):
     ours, theirs = (run.results["evaluations"] for run in (shared, alone))
     assert [e["robust"] for e in ours] == [e["robust"] for e in theirs]
     assert [e["images"]["count"] for e in ours] == [96, 96]
-    # five pools of 20, the last of 16, in turn
-    assert [f["pools"] for f in found] == [[20, 20, 16], [20, 20]]
+    # five pools of 20, the last of 16, in turn; then the first process alone makes the checks
+    first, second = (f["pools"] for f in found)
+    assert (first[:3], second) == ([20, 20, 16], [20, 20])
     assert not shared.unfinished.exists()
 
 
