@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gratis import train
+from gratis.checkpoint import save_state
 from gratis.cli import main
 from gratis.data import folder as folders
 from gratis.recipe import Recipe
@@ -99,3 +101,24 @@ def test_images_that_were_moved_are_found_where_they_are_said_to_be(
     assert main([*command, "--set", f"data.root={moved}"]) == 0
     assert [e["attack"] for e in run.results["evaluations"]] == ["pgd-3-2", "fgsm"]
     assert (tmp_path / "run" / "recipe.yaml").read_text() == kept
+    assert "warnings" not in run.results
+    Image.new("L", (8, 8), 7).save(moved / "test" / "a" / "0.png")
+    assert main([*command, "--set", f"data.root={moved}"]) == 0
+    assert any("test images are not, to the bit" in said for said in run.results["warnings"])
+
+
+def test_a_checkpoint_that_cannot_tell_its_images_is_not_gone_on_with_elsewhere(
+    tmp_path: Path,
+) -> None:
+    root = tree(tmp_path / "images")
+    with dies(4):
+        train.run(recipe(root), tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    del state["learned_from"]
+    save_state(last, state)
+    moved = root.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="by a version that did not keep which images"):
+        train.run(recipe(moved), tmp_path / "run", resume=True)
+    moved.rename(root)
+    assert train.run(recipe(root), tmp_path / "run", resume=True).results is not None

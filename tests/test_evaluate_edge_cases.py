@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gratis.balls import Linf
 from gratis.evaluate import Robustness, robust_accuracy
+from gratis.tasks import Classification
 from tests.problems import a_problem, batched, conv_net, linear_model, own_labels
 
 
@@ -160,3 +161,26 @@ def test_probabilities_as_labels_are_attacked_as_their_likeliest_class(attack: s
     assert torch.equal(each[0].correct[:, 0], each[1].correct[:, 0])
     assert torch.equal(each[0].robust, each[1].robust)
     assert 0 < int(each[0].robust.sum()) < int(each[0].correct[:, 0].sum())
+
+
+def test_a_task_of_ones_own_knows_what_its_answers_mean() -> None:
+    class Binary(Classification):
+        def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+            return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits), reduction="none")
+
+        def correct(self, logits: Tensor, y: Tensor) -> Tensor:
+            return (logits[:, 0] > 0) == y.bool()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 1))
+    x = torch.rand(30, 1, 3, 3)
+    y = (model(x)[:, 0] > 0).long()
+    found = robust_accuracy(model, [(x, y)], ["pgd-5"], ball=Linf(0.02), task=Binary())
+    # exact for a linear model: each pixel moves against the label as far as ball and range allow
+    with torch.no_grad():
+        logit, sign = model(x)[:, 0], 1 - 2 * y[:, None]
+        away = (sign * model[1].weight).sign()
+        room = torch.where(away > 0, 1 - x.flatten(1), x.flatten(1)).clamp(max=0.02)
+        least = -sign[:, 0] * logit - (room * model[1].weight.abs()).sum(1)
+    assert torch.equal(found.robust, least > 0)
+    assert 0 < int(found.robust.sum()) < 30

@@ -89,19 +89,22 @@ def test_it_works_inside_no_grad_and_autocast() -> None:
 def switches() -> Iterator[None]:
     """How NVIDIA cards multiply fp32, put back."""
     parts = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
-    old = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    old = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     before = [part.fp32_precision for part in parts]
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = old
+    torch.backends.cudnn.allow_tf32 = old[0]
+    torch.set_float32_matmul_precision(old[1])
     for part, own in zip(parts, before, strict=True):
         part.fp32_precision = own
 
 
 @pytest.mark.usefixtures("switches")
-@pytest.mark.parametrize("by", ["default", "old switches", "new switches"])
+@pytest.mark.parametrize("by", ["default", "old switches", "medium", "new switches"])
 def test_cards_multiply_in_whole_fp32_meanwhile(by: str) -> None:
     if by == "old switches":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    elif by == "medium":
+        torch.set_float32_matmul_precision("medium")
     elif by == "new switches":
         torch.backends.cudnn.conv.fp32_precision = "tf32"
         torch.backends.cuda.matmul.fp32_precision = "tf32"
@@ -120,4 +123,8 @@ def test_cards_multiply_in_whole_fp32_meanwhile(by: str) -> None:
     )
     assert {tuple(each) for each in seen} == {("ieee", "ieee")}
     assert told() == before
-    assert torch.backends.cudnn.allow_tf32 == (by == "default" or before[0] == "tf32")
+    if by != "new switches":  # after which PyTorch lets nobody ask the old ones
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == {
+            "default": "highest", "old switches": "high", "medium": "medium"
+        }[by]  # fmt: skip

@@ -1,5 +1,6 @@
 """What an evaluation keeps: points, checks, and the answers of one that was interrupted."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,15 @@ import torch
 from gratis import assess, train
 from gratis.asked import question
 from gratis.assess import evaluate_run, trained
+from gratis.budget import Meter
 from gratis.cli import main
 from gratis.data import load
 from gratis.evaluate import robustness
+from gratis.evaluate.answered import Answered
 from gratis.recipe import from_plain
 from gratis.run import Run
 from gratis.training_data import load_split
-from gratis.unfinished import Unfinished
+from gratis.unfinished import Unfinished, answered
 from tests.recipes import tiny
 
 
@@ -144,3 +147,26 @@ def test_answers_of_other_code_are_not_taken_up(tmp_path, monkeypatch):
     scale[0] = -1.0  # as if a constant in the network's code had been put right
     train.run(recipe, tmp_path / "run", resume=True)
     assert places == [0, 1, 0, 1, 2]
+
+
+def test_what_a_model_says_tells_its_code_unless_it_answers_at_random(tmp_path):
+    x = torch.rand(4, 1, 8, 8)
+    fixed = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    random = torch.nn.Sequential(fixed, Noisy())
+    assert torch.equal(answered(fixed, x), fixed(x))
+    assert answered(random, x) is None
+    empty = Answered(torch.ones(2, 1, dtype=torch.bool), [0.0], [Meter()], [], torch.zeros(0), [])
+    old, new = (Unfinished(tmp_path, sample) for sample in (None, answered(fixed, x)))
+    old.put(0, empty)
+    assert new.get(0) is None
+    began = time.monotonic()
+    new.wait_for(1, 0.5)
+    assert time.monotonic() - began > 0.4, "what is no answer is waited for"
+    new.put(0, empty)
+    assert new.get(0) is not None
+    Unfinished(tmp_path, answered(fixed, x)).wait_for(1, 60.0)
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)

@@ -289,3 +289,11 @@ def test_unusable_input_is_one_line(tmp_path, monkeypatch, capsys, wrong, reason
     assert reason in said
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_start_left_is_no_place_for_it(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "digits", "--out", str(out), "--set", "model.name=small-cnn"]) == 2
+    capsys.readouterr()
+    assert main(["lr-range", "digits", "--out", str(out)]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err

@@ -97,3 +97,11 @@ def test_epochs_of_a_seed_go_on_from_each_other():
     later = drawn(fgsm_rs(Linf(EPS)), 2, seed=1, updates=2)
     assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(whole[2:], later, strict=True))
+
+
+def test_two_loops_at_once_do_not_disturb_each_other():
+    x, y = torch.full_like(some_batches()[0][0][:3], 0.5), torch.zeros(3).long()
+    method = fgsm_rs(Linf(EPS))
+    loops = [method.batches([(x, y)] * 3, small_net(), seed=1, updates=0) for _ in range(2)]
+    for (one, _), (other, _) in zip(*loops, strict=True):
+        assert torch.equal(one, other)

@@ -9,13 +9,13 @@ import torch
 
 from gratis import train
 from gratis.launched import meet
-from gratis.methods import METHODS
+from gratis.methods import METHODS, Natural
 from gratis.methods.in_parts import InParts
 from gratis.nn.auxbn import branched
 from gratis.nn.batchnorm import PartsStatistics
 from gratis.passes import Batch, seeded
 from gratis.run import Run
-from gratis.setting import network, parts_of_batch
+from gratis.setting import build_loaders, network, parts_of_batch, planned
 from gratis.training_data import training_data
 from tests.dying import assert_same, dies, final_state
 from tests.recipes import tiny
@@ -233,3 +233,18 @@ def test_groups_of_auxiliary_norms_are_those_of_the_whole_batch():
     for parts, groups in ((1, 4), (2, 2), (3, 1), (4, 1), (8, 1)):
         found = {norm.aux_groups for norm in branched(network(recipe, images, parts))}
         assert found == {groups}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_whether_batches_fill_the_groups_depends_on_the_parts_alone(processes):
+    """Parts of five images, of which one is attacked, have a group each, whoever learns them."""
+    settings = ("model.aux_groups=2", "model.name=resnet9", "data.batch_size=20")
+    recipe = tiny("fast-advprop", *settings, "data.drop_last=true")
+    data = training_data(recipe)
+    loaders = build_loaders(recipe, data, torch.device("cpu"))
+    shares = 4 // processes
+    method = recipe.build_method() if shares == 1 else InParts(recipe.build_method, shares)
+    assert planned(recipe, loaders, method, processes, 4).updates > 0
+    three = tiny("natural", "model.norm_groups=6", "model.name=resnet9", *settings[2:])
+    with pytest.raises(ValueError, match=r"norm_groups: 5 images, .* cannot fill 6 groups"):
+        planned(three, loaders, Natural(), processes, 4)

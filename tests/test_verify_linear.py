@@ -212,11 +212,18 @@ def test_what_large_multipliers_round_is_taken_off_their_bounds():
             rtol=1e-3,
             atol=1e-12,
         )
+    # the linear programs' bounds: of rows, of multipliers, and of inputs that are bounded
     count, rows = sum(map(len, problem.units)), margin_rows(problem.network, 0, torch.tensor([1]))
-    nothing = torch.zeros(1, count, dtype=torch.double)
-    least = float(certified(problem, rows, list(problem.bounds), nothing))
-    scaled = float(certified(problem, 1e9 * rows, list(problem.bounds), nothing))
-    assert scaled == pytest.approx(1e9 * least, rel=1e-9)
+    few, none = torch.rand(1, count).double(), torch.zeros(1, count).double()
+    for weight, multipliers, inputs in ((1.0, none, none), (3.0, none, none), (0.0, few, -few)):
+        values = []
+        for rounding in (0.0, 0.5):
+            problem.__dict__["rounding"] = rounding
+            values.append(
+                float(certified(problem, weight * rows, list(problem.bounds), multipliers, inputs))
+            )
+        scale = weight + float(multipliers.abs().sum() + inputs.abs().sum())
+        assert values[0] - values[1] == pytest.approx(0.5 * scale)
 
 
 @linear

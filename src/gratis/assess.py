@@ -26,6 +26,9 @@ from gratis.unfinished import SAMPLE, Unfinished, answered, fingerprint
 from gratis.weights import weights_of
 
 PICTURES = 8
+OTHER_IMAGES = (
+    "the test images are not, to the bit, those of the first evaluation: figures may not compare"
+)
 
 Progress = Callable[[str, int, int, str], None]
 """(stage, done, total, note): called often, so that a caller can show how far things are."""
@@ -99,6 +102,8 @@ def described(
     results = run.results or answers.header(run, recipe, images)
     answers.supersede(results, checkpoint, state["updates"])
     results.pop("warnings", None)
+    if results["data"]["fingerprint"] != images.fingerprint:
+        warnings = [*warnings, OTHER_IMAGES]
     if warnings:
         results["warnings"] = warnings
     if "given" in state:

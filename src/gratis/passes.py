@@ -255,7 +255,7 @@ class Method(ABC):
         seed: makes random starts a function of (seed, update), as in the trainer here; None takes
             torch's global generator.
         updates: how many came before. None: those that this method has given, so that epochs go
-            on from each other; a loop that is taken up by another process says it.
+            on from each other; say it for another model (0), or a loop that is taken up.
         Raises ValueError for x out of range, or a method whose updates are not ordinary steps;
         RuntimeError for a backward that never came.
         """
@@ -267,15 +267,15 @@ class Method(ABC):
             )
         probe: Probe = _NoProbe() if model is None else Prober(model)
         device = next(model.parameters()).device if model is not None else None
-        if updates is not None:
-            self._handed_out = updates
+        update = self._handed_out if updates is None else updates
         for item in loader:
             x, y = item[0].to(device), item[1].to(device)
             if self.ball is not None:
                 self.ball.check(x)
-            generator = None if seed is None else seeded(seed, self._handed_out, x.device)
+            generator = None if seed is None else seeded(seed, update, x.device)
             for p in self.passes(Batch(x, y, generator), probe):
-                self._handed_out += 1
+                update += 1
+                self._handed_out = update
                 yield p.x, p.y
 
 

@@ -151,19 +151,25 @@ def network(recipe: Recipe, images: AnyImages, parts: int = 1) -> nn.Module:
 
 
 def planned(
-    recipe: Recipe, loaders: Sequence[AnyLoader], method: Method, processes: int = 1
+    recipe: Recipe,
+    loaders: Sequence[AnyLoader],
+    method: Method,
+    processes: int = 1,
+    parts: int | None = None,
 ) -> Plan:
     """The updates that the recipe's budget pays for; ValueError if there is none, or if a batch is
     too small for the norms.
 
-    loaders: each phase's.  method: as one of `processes` runs it.
+    loaders: each phase's.  method: as one of `processes` runs it.  parts: in how many each batch
+    is learned, as many as there are processes unless given.
     """
     budget, images = recipe.budget, len(loaders[0].images)
-    fewest = min(size for loader in loaders for size in loader.batch_sizes) // processes
-    spec, attacked = recipe.model, method.parts(fewest)[-1]
-    if fewest < spec.norm_groups:
-        raise ValueError(_too_few("norm_groups", fewest, spec.norm_groups))
-    groups = _aux_groups(recipe, processes)
+    smallest = min(size for loader in loaders for size in loader.batch_sizes)
+    parts = parts or processes
+    of_part, groups = smallest // parts, _aux_groups(recipe, parts)
+    attacked = method.parts(smallest // processes)[-1]  # of one part, the last
+    if of_part < recipe.model.norm_groups:
+        raise ValueError(_too_few("norm_groups", of_part, recipe.model.norm_groups))
     if method.auxiliary and 0 < attacked < groups:
         raise ValueError(_too_few("aux_groups", attacked, groups))
     paid = thirds_of(budget.passes, images) if budget.passes else None

@@ -30,12 +30,21 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def answered(model: nn.Module, x: Tensor) -> Tensor:
-    """What the model says [n, K] of images x [n, C, H, W], on the CPU."""
+def answered(model: nn.Module, x: Tensor) -> Tensor | None:
+    """What the model says [n, K] of images x [n, C, H, W], on the CPU; None where it says
+    something else when asked again.
+    """
     device = next((p.device for p in model.parameters()), x.device)
     with as_evaluated(model), torch.no_grad():
-        said: Tensor = model(x.to(device))
-    return said.cpu()
+        said, again = (model(x.to(device)).cpu() for _ in range(2))
+    return said if _alike(said, again) else None
+
+
+def _alike(before: Tensor, now: Tensor) -> bool:
+    if before.shape != now.shape:
+        return False
+    near = NEAR * float(now.nan_to_num().abs().amax())
+    return torch.allclose(before, now, rtol=0.0, atol=near, equal_nan=True)
 
 
 class Unfinished:
@@ -76,7 +85,8 @@ class Unfinished:
         """Until so many pools are answered, by other processes too, or nothing happens any more."""
         missing, since = set(range(places)), time.monotonic()
         while missing and time.monotonic() - since < patience_seconds:
-            left = {place for place in missing if not self._file(place).exists()}
+            # what stood there of other code or another version is no answer
+            left = {place for place in missing if self.get(place) is None}
             if left == missing:
                 time.sleep(PAUSE_SECONDS)
             else:
@@ -93,10 +103,7 @@ class Unfinished:
         now = self.sample
         if before is None or now is None:
             return before is now
-        if before.shape != now.shape:
-            return False
-        near = NEAR * float(now.nan_to_num().abs().amax())
-        return torch.allclose(before, now, rtol=0.0, atol=near, equal_nan=True)
+        return _alike(before, now)
 
     def _file(self, place: int) -> Path:
         return self.directory / f"{place:05d}.pt"

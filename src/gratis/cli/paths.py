@@ -9,9 +9,13 @@ from gratis.run import Run
 CONTINUE = "give another --out, move it away, or continue it with --resume"
 
 
-def refuse_taken(out: Path, resume: bool, remedy: str = CONTINUE) -> None:
-    """An early word on what will not be written over, before torch is imported."""
-    if not resume and out.exists() and any(out.iterdir()) and not Run(out).free():
+def refuse_taken(out: Path, resume: bool, remedy: str = CONTINUE, *, run: bool = True) -> None:
+    """An early word on what will not be written over, before torch is imported.
+
+    run: whether it is a run that shall begin there, which may after a start that came to nothing.
+    """
+    begins = run and Run(out).free()
+    if not resume and out.exists() and any(out.iterdir()) and not begins:
         raise ValueError(f"{out} exists and is not empty; nothing is overwritten: {remedy}")
 
 

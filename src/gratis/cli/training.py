@@ -57,7 +57,7 @@ def lr_range(options: argparse.Namespace) -> int:
     """Find the largest learning rate at which a recipe's training does not diverge."""
     values = recipes.override(recipes.read(options.recipe), options.set)
     out = Path(options.out or Path("runs") / "lr-range" / str(values["name"]))
-    refuse_taken(out, False, "give another --out or move it away")
+    refuse_taken(out, False, "give another --out or move it away", run=False)
     recipe = recipes.from_plain(values)
     from gratis import lr_range as test
 

@@ -89,16 +89,17 @@ def _climbed(
     if not len(x):
         return points
     probe = Prober(model, norm="eval", meter=meter)
-    delta = pgd(
-        lambda point: probe(point, y),
-        x,
-        ball,
-        steps=CLIMB,
-        step_size=ball.eps / 4,
-        start=points - x,
-    )
-    moved = ball.place(x, delta)
-    fooled = probe.logits(moved).argmax(1) != y
+    with as_evaluated(model):
+        delta = pgd(
+            lambda point: probe(point, y),
+            x,
+            ball,
+            steps=CLIMB,
+            step_size=ball.eps / 4,
+            start=points - x,
+        )
+        moved = ball.place(x, delta)
+        fooled = probe.logits(moved).argmax(1) != y
     return torch.where(fooled.view(-1, *[1] * (x.dim() - 1)), moved, points)
 
 

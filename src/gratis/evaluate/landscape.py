@@ -36,7 +36,8 @@ def surfaces(
     if points % 2 == 0:
         raise ValueError(f"points={points} must be odd, so that the centre is one of them")
     generator = torch.Generator().manual_seed(seed)
-    u = Prober(model, norm="eval")(x, y).sign()
+    with as_evaluated(model):
+        u = Prober(model, norm="eval")(x, y).sign()
     v, w = (_signs(x, generator) for _ in range(2))
     offsets = torch.linspace(-radius, radius, points).tolist()
     with as_evaluated(model), torch.no_grad():
@@ -80,5 +81,8 @@ def iterated_fgsm(
     ball = Linf(eps)
     probe = Prober(model, norm="eval")
     aim, sign = (y, 1) if towards is None else (towards, -1)
-    delta = pgd(lambda point: sign * probe(point, aim), x, ball, steps=steps, step_size=eps / 10)
+    with as_evaluated(model):
+        delta = pgd(
+            lambda point: sign * probe(point, aim), x, ball, steps=steps, step_size=eps / 10
+        )
     return ball.place(x, delta)

@@ -41,19 +41,21 @@ def whole_fp32() -> Iterator[None]:
     try:
         # both sets of switches: PyTorch lets nobody ask where they contradict each other
         if old is not None:
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+            torch.set_float32_matmul_precision("highest")
         for part in parts:
             part.fp32_precision = "ieee"
         yield
     finally:
         if old is not None:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = old
+            torch.backends.cudnn.allow_tf32 = old[0]
+            torch.set_float32_matmul_precision(old[1])
         for part, own in zip(parts, before, strict=True):
             part.fp32_precision = own
 
 
-def _old_switches() -> tuple[bool, bool] | None:
+def _old_switches() -> tuple[bool, str] | None:
     try:
-        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     except RuntimeError:  # someone has used the new ones
         return None

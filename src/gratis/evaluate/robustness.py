@@ -275,7 +275,8 @@ def _right(attacked: Attacked, rows: Tensor, points: Tensor) -> Tensor:
     with torch.no_grad():
         for some in packed(rows, attacked):
             logits, y = attacked.model(points[some]), attacked.y[some]
-            check_labels(logits, y)
+            if getattr(attacked.correct, "__func__", None) is Classification.correct:
+                check_labels(logits, y)  # a task of one's own knows what its labels are
             answers.append(attacked.correct(logits, y))
             attacked.meter.forwards += len(some)
     return torch.cat(answers)

@@ -126,8 +126,8 @@ def _other_images(run: "Training", state: dict[str, Any]) -> list[str]:
             f"{images.name}: the run began with other classes: "
             + different_classes("the checkpoint", classes, images.split, images.classes)
         )
-    if before is None:  # of an earlier version
-        return []
+    if before is None:  # of an earlier version, which kept nothing of them
+        return _as_before(run)
     if before["images"] != run.images:
         raise ValueError(
             f"{images.name}: the run began with {before['images']:,} training images, now there "
@@ -136,6 +136,22 @@ def _other_images(run: "Training", state: dict[str, Any]) -> list[str]:
     if before["fingerprint"] == run.fingerprint:
         return []
     return ["the training images are not, to the bit, those that the run began with"]
+
+
+def _as_before(run: "Training") -> list[str]:
+    """What to warn of where a checkpoint cannot tell; ValueError where images lie elsewhere."""
+    root = (run.directory.recipe.get("data") or {}).get("root")
+    if root != run.recipe.data.root:
+        raise ValueError(
+            f"data.root: the run began with {root}, by a version that did not keep which images "
+            "it learned from; they must lie there for it to go on"
+        )
+    if run.method.auxiliary and run.parts > 1 and (run.recipe.model.aux_groups or 1) > 1:
+        return [
+            "auxiliary norms had model.aux_groups in each of a batch's parts when the run began; "
+            "from here on all parts together have so many"
+        ]
+    return []
 
 
 def _note_resumed(run: "Training") -> None:

@@ -57,7 +57,7 @@ class Training:
         first = self.loaders[0]
         bring_in(self, first, saved, model)
         self.method.bind(model, first.images.pixels(slice(1)).to(device))
-        self.plan = planned(recipe, self.loaders, self.method, processes.world)
+        self.plan = planned(recipe, self.loaders, self.method, processes.world, self.parts)
         self.learner = learner(recipe, model, self.plan)
         self.checker, self.recovery, self.early_stop = watchers(recipe, data.held_out.to(device))
         self.checked = Meter()

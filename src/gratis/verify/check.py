@@ -11,7 +11,7 @@ from gratis.data import Images
 from gratis.run import Record
 from gratis.verify.bounds import Box, interval_bounds
 from gratis.verify.image import Verifier
-from gratis.verify.integer import CUTOFF, solved
+from gratis.verify.integer import cutoff, solved
 from gratis.verify.nodes import Problem
 from gratis.verify.tighten import tightened
 
@@ -58,7 +58,7 @@ def crossed(
     overturned = {one["index"]: one.pop("point") for one in found if "point" in one}
     summary = {
         "bounds": "intervals, tightened by HiGHS",
-        "cutoff": CUTOFF,
+        "cutoff": cutoff(verifier.enough(images.pixels(slice(1)).to(device))),
         "time_limit": verifier.settings.time_limit,
         "counts": {outcome: counts[outcome] for outcome in OUTCOMES},
         "images": found,

@@ -42,6 +42,11 @@ class Solved:
     timed_out: bool
 
 
+def cutoff(enough: float) -> float:
+    """What SCIP shows of margins that must exceed `enough`."""
+    return max(CUTOFF, BEYOND_ROUNDING * enough)
+
+
 def solved(problem: Problem, targets: Tensor, enough: float, seconds: float) -> Solved:
     """One program for each target [T] in turn, within `seconds` together.
 
@@ -53,7 +58,7 @@ def solved(problem: Problem, targets: Tensor, enough: float, seconds: float) -> 
         costs = composed(network, margin_rows(network, problem.label, targets), bounds)
         job = {
             **program(network, box, bounds).widened(WIDENING).job(costs),
-            "cutoff": max(CUTOFF, BEYOND_ROUNDING * enough),
+            "cutoff": cutoff(enough),
             "clearly": CLEARLY,
             "seconds": seconds,
         }

@@ -159,7 +159,8 @@ def margin_bound(problem: Problem, nodes: Nodes) -> Bound:
     rows = margin_rows(problem.network, problem.label, nodes.target)[0][:, None]
     bound = lower_bound(problem.network, rows, relaxed(problem, nodes), problem.box)
     pushed = [(push * sign).abs().sum(1) for push, sign in zip(nodes.push, nodes.sign, strict=True)]
-    lost = problem.rounding * torch.stack(pushed).sum(0) if pushed else torch.zeros(())
+    none = nodes.value.new_zeros(len(nodes))  # of a network without ReLUs
+    lost = problem.rounding * torch.stack([none, *pushed]).sum(0)
     return replace(bound, values=bound.values - lost.view(-1, 1))
 
 

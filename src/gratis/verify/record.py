@@ -103,8 +103,8 @@ def verify_run(
 def _before(path: Path, question: Record) -> Record:
     """The summary that is there, where it is about the same network, ball and data."""
     summary: Record = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    about = ("network_sha256", "threat", "least_margin", "data")
-    return summary if all(summary.get(key) == question[key] for key in about) else {}
+    about = ("network_sha256", "threat", "pixels", "least_margin", "data")
+    return summary if all(summary.get(key) == question.get(key) for key in about) else {}
 
 
 def _key(question: Record) -> str:
