@@ -261,7 +261,7 @@ def test_what_speaks_of_attacks_is_not_ignored_where_none_is_made(tmp_path, caps
     command = ["evaluate", str(run.path), "--shift", "corruptions=generated"]
     for flags in (["--eps", "4/255"], ["--union"], ["--checks", "full"], ["--save-adversarial"]):
         assert main([*command, *flags]) == 2
-        assert f"{flags[0]} speak of attacks" in capsys.readouterr().err
+        assert f"{flags[0]}: said of attacks" in capsys.readouterr().err
 
 
 def test_what_is_wrong_with_the_last_method_is_said_before_the_first(tmp_path, capsys):

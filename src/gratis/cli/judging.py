@@ -48,7 +48,7 @@ def _refuse_unheeded(options: argparse.Namespace) -> None:
     }
     if used := [flag for flag, given in said.items() if given]:
         raise ValueError(
-            f"{' and '.join(used)} speak of attacks, and --shift alone makes none; name one with "
+            f"{' and '.join(used)}: said of attacks, and --shift alone makes none; name one with "
             "--attack, or leave them out"
         )
 
