@@ -18,7 +18,7 @@ from gratis.evaluate.answered import Answered
 from gratis.recipe import from_plain
 from gratis.run import Run
 from gratis.training_data import load_split
-from gratis.unfinished import Unfinished, answered
+from gratis.unfinished import Unfinished, sample_of
 from tests.recipes import tiny
 
 
@@ -153,10 +153,10 @@ def test_what_a_model_says_tells_its_code_unless_it_answers_at_random(tmp_path):
     x = torch.rand(4, 1, 8, 8)
     fixed = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     random = torch.nn.Sequential(fixed, Noisy())
-    assert torch.equal(answered(fixed, x), fixed(x))
-    assert answered(random, x) is None
+    assert torch.equal(sample_of(fixed, x), fixed(x))
+    assert sample_of(random, x) is None
     empty = Answered(torch.ones(2, 1, dtype=torch.bool), [0.0], [Meter()], [], torch.zeros(0), [])
-    old, new = (Unfinished(tmp_path, sample) for sample in (None, answered(fixed, x)))
+    old, new = (Unfinished(tmp_path, sample) for sample in (None, sample_of(fixed, x)))
     old.put(0, empty)
     assert new.get(0) is None
     began = time.monotonic()
@@ -164,7 +164,7 @@ def test_what_a_model_says_tells_its_code_unless_it_answers_at_random(tmp_path):
     assert time.monotonic() - began > 0.4, "what is no answer is waited for"
     new.put(0, empty)
     assert new.get(0) is not None
-    Unfinished(tmp_path, answered(fixed, x)).wait_for(1, 60.0)
+    Unfinished(tmp_path, sample_of(fixed, x)).wait_for(1, 60.0)
 
 
 class Noisy(torch.nn.Module):

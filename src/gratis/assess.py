@@ -22,7 +22,7 @@ from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
 from gratis.setting import network, pick_device
 from gratis.training_data import AnyImages, load_split
-from gratis.unfinished import SAMPLE, Unfinished, answered, fingerprint
+from gratis.unfinished import SAMPLE, Unfinished, fingerprint, sample_of
 from gratis.weights import weights_of
 
 PICTURES = 8
@@ -135,7 +135,7 @@ class _Setting:
         self.run, self.asked, self.recipe, self.progress = run, asked, recipe, progress
         self.model, self.images, self.update = model, images, update
         self.weights = fingerprint(model)
-        self.sample = answered(model, images.pixels(slice(SAMPLE)))
+        self.sample = sample_of(model, images.pixels(slice(SAMPLE)))
         self.batch_size = recipe.evaluation.batch_size or recipe.data.batch_size
         self.unfinished: list[Unfinished] = []
         self.rank, self.world = share

@@ -29,7 +29,7 @@ import yaml
 
 from gratis.checkpoint import DamagedCheckpointError, is_whole, load_state, save_state
 from gratis.files import LogWriter, read_npz, write_atomically, write_npz
-from gratis.held import LAUNCH, LOG, RECIPE, held, never_learned, occupied
+from gratis.held import CHECKPOINTS, LAUNCH, LOG, RECIPE, held, never_learned, occupied
 
 Record = dict[str, Any]
 
@@ -66,7 +66,7 @@ class Run:
         """
         run = cls(Path(path))
         run.require_free(resume=resume)
-        (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         with run.locked():
             run.require_free(resume=resume)  # another process may have been faster
             if launch is not None:
@@ -89,7 +89,7 @@ class Run:
             if not self.path.is_dir():
                 raise ValueError(f"nothing to resume: there is no directory {self.path}")
             return
-        if self.path.exists() and (not self.path.is_dir() or occupied(self.path)):
+        if self.path.exists() and not self.free():
             raise ValueError(
                 f"{self.path} exists and is not empty; a run directory is never overwritten: "
                 "give another --out, move it away, or continue it with --resume"
@@ -205,7 +205,7 @@ class Run:
     # --- checkpoints
 
     def checkpoint_path(self, name: str) -> Path:
-        return self.path / "checkpoints" / f"{name}.pt"
+        return self.path / CHECKPOINTS / f"{name}.pt"
 
     def save_checkpoint(self, name: str, state: Record) -> None:
         """Write checkpoint `name` so that a crash at any moment leaves a whole one.

@@ -30,7 +30,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def answered(model: nn.Module, x: Tensor) -> Tensor | None:
+def sample_of(model: nn.Module, x: Tensor) -> Tensor | None:
     """What the model says [n, K] of images x [n, C, H, W], on the CPU; None where it says
     something else when asked again.
     """

@@ -105,7 +105,7 @@ class StreamLoader(Epochs):
 
     def _finished(self, batch: "_Making") -> tuple[Tensor, Tensor]:
         batch.work.get()
-        moved = batch.x.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        moved = moved_to(self.device, batch.x).permute(0, 3, 1, 2)
         y = self.images.targets(batch.chosen, batch.flips)
         return as_pixels(moved.contiguous()), moved_to(self.device, y)
 
