@@ -155,8 +155,13 @@ def test_the_host_reads_nothing_while_it_learns(name: str, precision: str) -> No
     assert counted(METHODS[name][0](), precision).host_reads == 0
 
 
-def test_nor_does_it_for_a_regulariser() -> None:
-    assert counted(GradAlign(BALL)).host_reads == 0
+@pytest.mark.parametrize(
+    "method",
+    [GradAlign(BALL), Natural(mix="cutmix"), FastAdvProp(BALL, mix="mixup")],
+    ids=["gradalign", "cutmix", "mixup"],
+)
+def test_nor_does_it_for_a_loss_that_a_method_brings(method: Method) -> None:
+    assert counted(method).host_reads == 0
 
 
 @each_method

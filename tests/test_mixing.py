@@ -7,6 +7,8 @@ from torch import nn
 from gratis import FastAdvProp, Natural
 from tests.uphill import BALL, passes_of
 
+SWAPPED = torch.tensor([0, 1])
+
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixing_touches_the_clean_part_alone(kind):
@@ -61,3 +63,34 @@ def test_cutmix_pastes_a_rectangle_and_counts_its_area():
         areas.append(share[0].item())
     assert max(areas) > 0.5
     assert min(areas) < 0.3
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_shares_are_of_the_beta_distribution(alpha):
+    """Its mean is a half, its variance 1 / (4 (2 alpha + 1))."""
+    x = torch.tensor([0.0, 1.0]).view(-1, 1, 1, 1)
+    shares = []
+    for seed in range(1500):
+        (p,), _ = passes_of(Natural(mix="mixup", mix_alpha=alpha), x, SWAPPED, seed=seed)
+        shares.append(p.x[0].item())
+    shares = 1 - torch.tensor(shares)
+    # where the order leaves both in place, the share does not show
+    shown = shares[shares < 1]
+    assert 650 < len(shown) < 850
+    variance = 1 / (4 * (2 * alpha + 1))
+    assert shown.mean().item() == pytest.approx(0.5, abs=4 * (variance / len(shown)) ** 0.5)
+    assert shown.var().item() == pytest.approx(variance, rel=0.15)
+
+
+def test_rectangles_lie_anywhere_and_are_cut_at_the_edges():
+    x = torch.tensor([0.0, 1.0]).view(-1, 1, 1, 1).expand(-1, 1, 16, 16).contiguous()
+    pasted = torch.zeros(16, 16)
+    for seed in range(400):
+        (p,), _ = passes_of(Natural(mix="cutmix"), x, SWAPPED, seed=seed)
+        pasted += (p.x != x)[0, 0]
+    assert pasted.min() > 0
+    # a place near the middle is covered by more rectangles, left as often from right as top from
+    # bottom
+    assert pasted[8, 8] > 1.3 * pasted[0, 0]
+    for corner in (pasted[0, 15], pasted[15, 0], pasted[15, 15]):
+        assert corner.item() == pytest.approx(pasted[0, 0].item(), rel=0.4)

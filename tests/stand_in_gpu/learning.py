@@ -41,6 +41,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "free-2 in parts": lambda: InParts(lambda: Free(BALL, replays=2), 2),
     "advprop-2": partial(AdvProp, BALL, 2),
     "fast-advprop": partial(FastAdvProp, BALL),
+    "fast-advprop, mixup": partial(FastAdvProp, BALL, mix="mixup"),
+    "natural, cutmix": partial(Natural, mix="cutmix"),
     "trades-2": partial(Trades, BALL, steps=2),
     "yopo-2-2": partial(Yopo, BALL, 2, 2),
     "gradalign": partial(GradAlign, BALL),
