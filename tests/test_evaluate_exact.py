@@ -48,7 +48,7 @@ def test_one_step_and_iterated_steps_are_exact_for_two_classes(name: str, steps:
     model, x, y, breakable = a_linear_problem(2, 1.0, ball)
     found = robust_accuracy(model, [(x, y)], [name], ball=ball)
     assert torch.equal(found.robust, found.correct[:, 0] & ~breakable)
-    assert build_attack(name).parameters(ball) == {
+    assert build_attack(name).parameters(ball, 10) == {
         "loss": "cross-entropy",
         "steps": steps,
         "restarts": 1,

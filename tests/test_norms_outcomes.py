@@ -12,7 +12,7 @@ from gratis.budget import Meter
 from gratis.evaluate import robust_accuracy
 from gratis.losses import cross_entropy
 from tests.norm_balls import PARTS
-from tests.problems import Counting, a_problem, batched
+from tests.problems import Counting, a_problem, batched, linear_model, own_labels
 
 quick = pytest.mark.usefixtures("few_steps")
 
@@ -79,15 +79,15 @@ def test_autoattack_is_its_parts_together(ball: Ball) -> None:
 def test_the_numbers_of_each_norm_are_told() -> None:
     whole = build_attack("autoattack")
     for ball, restarts, targets in ((Linf(0.1), 1, 9), (L2(0.5), 1, 9), (L1(12.0), 5, 5)):
-        assert build_attack("apgd-ce").parameters(ball)["restarts"] == restarts
-        assert build_attack("apgd-t").parameters(ball)["targets"] == targets
-        told = whole.parameters(ball)
+        assert build_attack("apgd-ce").parameters(ball, 10)["restarts"] == restarts
+        assert build_attack("apgd-t").parameters(ball, 10)["targets"] == targets
+        told = whole.parameters(ball, 10)
         assert told["attacks"] == "apgd-ce, apgd-t, fab-t, square"
         assert told["apgd-ce restarts"] == restarts
         assert told["apgd-t targets"] == targets
         assert told["fab-t targets"] == 9
-        assert ("radii" in build_attack("apgd-ce").parameters(ball)) == (ball.norm == "l1")
-    assert build_attack("apgd-ce").parameters(L1(12.0))["radii"] == (
+        assert ("radii" in build_attack("apgd-ce").parameters(ball, 10)) == (ball.norm == "l1")
+    assert build_attack("apgd-ce").parameters(L1(12.0), 10)["radii"] == (
         "3 eps for 30, 2 eps for 30, 1 eps for 40"
     )
     assert [stages(n) for n in (1, 10)] == [
@@ -148,5 +148,23 @@ def test_a_radius_of_nothing_breaks_nothing(name: str, make: type[Ball]) -> None
 
 def test_fewer_restarts_and_targets_on_request() -> None:
     one = APGD("apgd-t", "dlr-t", restarts=2, targets=3)
-    assert {one.parameters(b)["targets"] for b in (Linf(0.1), L1(1.0))} == {3}
-    assert {one.parameters(b)["restarts"] for b in (Linf(0.1), L1(1.0))} == {2}
+    assert {one.parameters(b, 10)["targets"] for b in (Linf(0.1), L1(1.0))} == {3}
+    assert {one.parameters(b, 10)["restarts"] for b in (Linf(0.1), L1(1.0))} == {2}
+
+
+@pytest.mark.parametrize(
+    ("classes", "version", "parts"),
+    [(2, "standard without apgd-t", 3), (3, "standard without apgd-t", 3), (4, "standard", 4)],
+)
+def test_what_few_classes_leave_of_autoattack_is_told(
+    classes: int, version: str, parts: int
+) -> None:
+    told = build_attack("autoattack").parameters(Linf(0.1), classes)
+    assert told["version"] == version
+    assert len(str(told["attacks"]).split(", ")) == parts
+    assert told["fab-t targets"] == classes - 1
+    assert ("apgd-t targets" in told) == (parts == 4)
+    model, x = linear_model(classes, 9), torch.rand(12, 1, 3, 3, dtype=torch.float64)
+    batches = batched(x, own_labels(model, x))
+    found = robust_accuracy(model, batches, ["autoattack"], ball=Linf(1e-9))
+    assert [part.attack for part in found.parts[0]] == str(told["attacks"]).split(", ")

@@ -82,9 +82,10 @@ class Sizes(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "attack", ["pgd-25-3", "pgd-5-2:bf16", "pgd-5-2:compatible", "apgd-ce", "square"]
+    "attack",
+    ["pgd-25-3", "pgd-5-2:bf16", "pgd-5-2:compatible", "apgd-ce", "apgd-t", "fab-t", "square"],
 )
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("few_steps", "few_queries")
 def test_the_model_is_asked_in_batches_of_the_loaders_size_at_most(attack: str) -> None:
     model, x, y, ball = a_problem(100)
     sizes = Sizes(model)
@@ -110,7 +111,7 @@ def test_what_survives_of_a_pool_fills_batches_again() -> None:
 # --- the outcome
 
 
-@pytest.mark.parametrize("ball", [Linf(0.03), L2(0.3)], ids=repr)
+@pytest.mark.parametrize("ball", [Linf(0.03), L2(0.3), L1(2.0)], ids=repr)
 @pytest.mark.parametrize("steps", [9, 10, 25])
 def test_every_image_ends_as_in_the_plain_loop(ball: Ball, steps: int) -> None:
     model, x, y, _ = a_problem(16)

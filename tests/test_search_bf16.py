@@ -91,5 +91,5 @@ def test_the_search_in_bf16_finds_what_full_precision_finds(
 
 def test_results_name_the_search() -> None:
     ball = Linf(0.1)
-    plain, cast = (build_attack(name).parameters(ball) for name in ("pgd-5-2", "pgd-5-2:bf16"))
+    plain, cast = (build_attack(name).parameters(ball, 10) for name in ("pgd-5-2", "pgd-5-2:bf16"))
     assert cast == {**plain, "search": "bf16"}

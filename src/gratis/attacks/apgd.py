@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from gratis.attacks.climb import Climb
 from gratis.attacks.climb_l1 import SparseClimb, stages
+from gratis.attacks.rounds import in_rounds, other_classes
 from gratis.attacks.search import Attacked, Search, generator_for
 from gratis.balls import Ball
-from gratis.losses import dlr, dlr_towards, hard
+from gratis.losses import dlr, dlr_towards
 
 MOMENTUM = 0.75
 CLASSES_NEEDED = {"ce": 2, "dlr": 3, "dlr-t": 4}
@@ -28,7 +29,8 @@ class APGD:
     In Linf and L2 the step starts at 2 eps and is halved, back at the best point so far, where
     the loss oscillates or no longer improves. In L1 the steps are sparse, and the search begins
     in a larger ball (see climb_l1). "dlr-t" goes towards each of the `targets` best other
-    classes of the clean answer in turn (as many as there are).
+    classes of the clean answer in turn (as many as there are). Restarts and classes are
+    breadth-first: each is tried on all images that still stand, packed into batches.
     restarts, targets: None takes those of the standard AutoAttack, which depend on the norm.
     Source: Croce & Hein 2020, algorithm 1, section 4; in L1 Croce & Hein 2021 ("Mind the box");
     released apgd code.
@@ -43,6 +45,8 @@ class APGD:
     restarts: int | None = None
     targets: int | None = None
 
+    packs: ClassVar[bool] = True
+
     def restarts_in(self, ball: Ball) -> int:
         if self.restarts is not None:
             return self.restarts
@@ -53,7 +57,7 @@ class APGD:
             return self.targets
         return 5 if ball.norm == "l1" else 9
 
-    def parameters(self, ball: Ball) -> dict[str, float | int | str]:
+    def parameters(self, ball: Ball, classes: int) -> dict[str, float | int | str]:
         named = {"ce": "cross-entropy", "dlr": "dlr", "dlr-t": "targeted dlr"}
         found: dict[str, float | int | str] = {
             "loss": named[self.loss],
@@ -61,7 +65,7 @@ class APGD:
             "restarts": self.restarts_in(ball),
         }
         if self.loss == "dlr-t":
-            found["targets"] = self.targets_in(ball)
+            found["targets"] = min(self.targets_in(ball), classes - 1)
         found["start"] = "random"
         if ball.norm == "l1":
             found["radii"] = ", ".join(f"{r:g} eps for {n}" for r, n in stages(self.steps))
@@ -73,34 +77,34 @@ class APGD:
         Raises ValueError where there are too few classes for the loss.
         """
         ball = attacked.ball
-        answers = self._answers(attacked)
-        adversarial, broken = attacked.unbroken()
-        targets = self._targets(answers, ball)
-        rounds = [(r, t) for r in range(self.restarts_in(ball)) for t in targets]
-        for restart, target in rounds:
-            todo = (~broken).nonzero().flatten()
-            if not len(todo):
-                break
-            part = attacked.of(todo)
-            random = [generator_for(key, restart, target) for key in part.keys]
-            logits = None if answers is None else answers[todo]
-            if (restart, target) != rounds[0]:
-                part = replace(part, start=None)
+        others = self._others(attacked)
+        ranks = range(1)
+        if self.loss == "dlr-t":
+            assert others is not None
+            ranks = range(1, min(self.targets_in(ball), others.shape[1]) + 1)
+        rounds = [(restart, rank) for restart in range(self.restarts_in(ball)) for rank in ranks]
+
+        def go(some: Attacked, rows: Tensor, each: tuple[int, int]) -> tuple[Tensor, Tensor]:
+            random = [generator_for(key, *each) for key in some.keys]
+            if each != rounds[0]:
+                some = replace(some, start=None)
+            towards = others[rows, each[1] - 1] if others is not None and each[1] else None
             climbed = self._sparsely if ball.norm == "l1" else self._with_momentum
-            adversarial[todo], broken[todo] = climbed(part, logits, target, random)
-        return adversarial, broken
+            return climbed(some, towards, random)
+
+        return in_rounds(attacked, rounds, go)
 
     def _with_momentum(
-        self, attacked: Attacked, answers: Tensor | None, target: int, random: Generators
+        self, attacked: Attacked, towards: Tensor | None, random: Generators
     ) -> tuple[Tensor, Tensor]:
         x, ball = attacked.x, attacked.ball
-        search = self._search(attacked, answers, target)
+        search = self._search(attacked, towards)
         given = attacked.start
         delta = _start(x, ball, random) if given is None else ball.project(x, given - x)
         return MomentumClimb(search, x, ball, delta).go(self.steps)
 
     def _sparsely(
-        self, attacked: Attacked, answers: Tensor | None, target: int, random: Generators
+        self, attacked: Attacked, towards: Tensor | None, random: Generators
     ) -> tuple[Tensor, Tensor]:
         x, ball = attacked.x, attacked.ball
         best = (ball.high - ball.low) * _drawn(torch.randn, x, random)
@@ -109,46 +113,35 @@ class APGD:
         points, fooled = attacked.unbroken()
         for radius, steps in stages(self.steps):
             # a search of its own: what fools the model in a larger ball does not count
-            search, stage = self._search(attacked, answers, target), ball.of(radius * ball.eps)
+            search, stage = self._search(attacked, towards), ball.of(radius * ball.eps)
             climb = SparseClimb(search, x, stage, stage.project(x, best))
             points, fooled = climb.go(steps, leave=radius == 1)
             best = climb.best
         return points, fooled
 
-    def _answers(self, attacked: Attacked) -> Tensor | None:
-        """The clean logits, where the loss depends on how the classes are ranked there."""
+    def _others(self, attacked: Attacked) -> Tensor | None:
+        """The classes but the labels [N, K - 1], likeliest first, where the loss needs several."""
         if self.loss == "ce":
             return None
-        with torch.no_grad():
-            logits: Tensor = attacked.model(attacked.x)
-        attacked.meter.forwards += len(attacked.x)
-        classes, needed = logits.shape[1], CLASSES_NEEDED[self.loss]
+        others = other_classes(attacked)
+        classes, needed = others.shape[1] + 1, CLASSES_NEEDED[self.loss]
         if classes < needed:
             raise ValueError(
                 f"{self.name} needs {needed} classes or more, the model has {classes}; "
                 "use apgd-ce or cw instead"
             )
-        return logits
+        return others
 
-    def _targets(self, answers: Tensor | None, ball: Ball) -> range:
-        """The ranks of the classes to go towards, 1 being the best other one; or one untargeted."""
-        if self.loss != "dlr-t":
-            return range(1)
-        assert answers is not None
-        return range(1, min(self.targets_in(ball), answers.shape[1] - 1) + 1)
-
-    def _search(self, attacked: Attacked, answers: Tensor | None, target: int) -> Search:
-        if self.loss != "dlr-t":
+    def _search(self, attacked: Attacked, towards: Tensor | None) -> Search:
+        if towards is None:
             return Search(attacked, dlr if self.loss == "dlr" else None)
-        assert answers is not None
 
-        def towards(logits: Tensor, labels: Tensor) -> Tensor:
+        def targeted(logits: Tensor, labels: Tensor) -> Tensor:
             assert search.towards is not None
             return dlr_towards(logits, labels, search.towards)
 
-        search = Search(attacked, towards)
-        others = answers.scatter(1, hard(attacked.y).unsqueeze(1), -torch.inf)
-        search.towards = others.argsort(1, descending=True)[:, target - 1]
+        search = Search(attacked, targeted)
+        search.towards = towards
         return search
 
 

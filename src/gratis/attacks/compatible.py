@@ -33,7 +33,7 @@ class FastCodePGD:
     def step_size(self, ball: Ball) -> float:
         return 0.25 * ball.eps if self.alpha is None else self.alpha
 
-    def parameters(self, ball: Ball) -> dict[str, float | int | str]:
+    def parameters(self, ball: Ball, classes: int) -> dict[str, float | int | str]:
         return {
             "loss": "cross-entropy",
             "steps": self.steps,

@@ -1,11 +1,13 @@
 """FAB: walks along the decision boundary, for a perturbation as small as can be."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gratis.attacks.first_layer import input_gradients
+from gratis.attacks.rounds import in_rounds, other_classes
 from gratis.attacks.search import Attacked, either, may_drop, shaped, waits
 from gratis.balls import Ball, finite
 from gratis.losses import hard
@@ -18,6 +20,8 @@ LARGEST_BIAS = 0.1
 @dataclass(frozen=True)
 class FAB:
     """Targeted FAB: for each of the `targets` best other classes, `steps` steps.
+
+    Classes are breadth-first: each is tried on all images that still stand, packed into batches.
 
     Each step takes the boundary between label and target as flat, moves the point and the image
     onto it inside the pixel box, mixes the two, and goes back towards the image where the point
@@ -32,24 +36,19 @@ class FAB:
     steps: int = 100
     targets: int = 9
 
-    def parameters(self, ball: Ball) -> dict[str, float | int | str]:
-        return {"steps": self.steps, "targets": self.targets, "start": "zero"}
+    packs: ClassVar[bool] = True
+
+    def parameters(self, ball: Ball, classes: int) -> dict[str, float | int | str]:
+        return {"steps": self.steps, "targets": min(self.targets, classes - 1), "start": "zero"}
 
     def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
         """Attack images that the model gets right; see Attack."""
-        with torch.no_grad():
-            answers = attacked.model(attacked.x)
-        attacked.meter.forwards += len(attacked.x)
-        others = answers.scatter(1, hard(attacked.y).unsqueeze(1), -torch.inf)
-        others = others.argsort(1, descending=True)
-        adversarial, broken = attacked.unbroken()
-        for rank in range(min(self.targets, answers.shape[1] - 1)):
-            todo = (~broken).nonzero().flatten()
-            if not len(todo):
-                break
-            walk = _Walk(attacked.of(todo), others[todo, rank])
-            adversarial[todo], broken[todo] = walk.go(self.steps)
-        return adversarial, broken
+        others = other_classes(attacked)
+
+        def go(some: Attacked, rows: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+            return _Walk(some, others[rows, rank]).go(self.steps)
+
+        return in_rounds(attacked, range(min(self.targets, others.shape[1])), go)
 
 
 class _Walk:

@@ -49,7 +49,7 @@ class PGD:
     def step_size(self, ball: Ball) -> float:
         return self.share * ball.eps if self.alpha is None else self.alpha
 
-    def parameters(self, ball: Ball) -> dict[str, float | int | str]:
+    def parameters(self, ball: Ball, classes: int) -> dict[str, float | int | str]:
         return {
             "loss": self.loss,
             "steps": self.steps,

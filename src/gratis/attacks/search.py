@@ -99,8 +99,8 @@ class Attack(Protocol):
     @property
     def name(self) -> str: ...
 
-    def parameters(self, ball: Ball) -> dict[str, float | int | str]:
-        """What besides the name and the ball makes it what it is."""
+    def parameters(self, ball: Ball, classes: int) -> dict[str, float | int | str]:
+        """What besides the name and the ball makes it what it is, on a model of so many classes."""
         ...
 
     def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]: ...

@@ -46,7 +46,7 @@ class Square:
     queries: int = 5000
     share: float = 0.8
 
-    def parameters(self, ball: Ball) -> dict[str, float | int | str]:
+    def parameters(self, ball: Ball, classes: int) -> dict[str, float | int | str]:
         return {"loss": "margin", "queries": self.queries, "share": self.share}
 
     def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,16 @@
 """The adversarial points of any attack, from Python."""
 
-import torch
 from torch import Tensor, nn
 
 from gratis.attacks import Attacked, build_attack
+from gratis.attacks.confirming import near
 from gratis.attacks.search import image_keys
 from gratis.balls import Ball
 from gratis.budget import Meter
+from gratis.evaluate.clean import right_when_clean
 from gratis.evaluate.mode import as_evaluated
 from gratis.names import ATTACKS_WITH_START, parse_attack
+from gratis.nn.wrapped import bare
 from gratis.tasks import Classification
 
 
@@ -33,7 +35,7 @@ def attack(
     The model's mode, gradients and running statistics are left as they were. Images that occur
     twice get the same point.
     """
-    task = task or Classification()
+    task, model = task or Classification(), bare(model)
     ball.check(x)
     if len(x) != len(y):
         raise ValueError(f"{len(x)} images and {len(y)} labels; one label an image is needed")
@@ -42,13 +44,10 @@ def attack(
     built = build_attack(name)
     out = x.clone()
     with as_evaluated(model):
-        with torch.no_grad():
-            right = task.correct(model(x), y).nonzero().flatten()
+        keys = image_keys(seed, x, y)
+        whole = Attacked(model, x, y, ball, task.losses, task.correct, keys, Meter(), start=start)
+        right = right_when_clean(whole).nonzero().flatten()
         if len(right):
-            keys = image_keys(seed, x, y)
-            whole = Attacked(
-                model, x, y, ball, task.losses, task.correct, keys, Meter(), start=start
-            )
             out[right] = built(whole.of(right))[0]
     return out
 
@@ -65,8 +64,8 @@ def _check_start(name: str, x: Tensor, start: Tensor, ball: Ball) -> None:
             "a starting point for each image is needed"
         )
     ball.check(start)
-    farthest = float(ball.size(start - x).max()) if len(x) else 0.0
-    if farthest > ball.eps * (1 + 1e-5):
+    if not bool(near(ball, x, start).all()):
+        farthest = float(ball.size(start - x).max())
         raise ValueError(
             f"start lies up to {farthest:.4g} from the images in {ball.norm}, outside eps "
             f"{ball.eps:.4g}; project it first"

@@ -8,13 +8,16 @@ from torch import Tensor, nn
 
 from gratis import clock
 from gratis.attacks import Attack, Attacked, build_attack
-from gratis.attacks.packing import in_batches, packed, portion
+from gratis.attacks.confirming import confirmed
+from gratis.attacks.packing import in_batches, portion
 from gratis.attacks.search import Part, image_keys
 from gratis.balls import Ball
 from gratis.budget import Meter
 from gratis.evaluate.answered import Answered, Outcomes, deciding, joined
+from gratis.evaluate.clean import right_when_clean
 from gratis.evaluate.mode import as_evaluated
-from gratis.tasks import Classification, check_labels
+from gratis.nn.wrapped import bare
+from gratis.tasks import Classification
 
 Progress = Callable[[int], None]
 
@@ -27,11 +30,6 @@ def always(place: int) -> bool:
 BATCHES_IN_A_POOL = 4
 """Batches of the loader that are attacked together: what survives of them fills batches again.
 More keep batches fuller; but a pool is also what an interrupted evaluation loses."""
-
-SLACK = 1e-5
-SPACING = 2.0**-24
-"""A perturbation's norm may exceed eps by SLACK x eps, and by as much as float32 pixels, which
-lie SPACING apart just below 1, can shift it."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def robust_accuracy(
         if progress:
             progress(int(images))
 
-    task = task or Classification()
+    task, model = task or Classification(), bare(model)
     plan = [build_attack(name) for name in attacks]
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     answers: list[Answered] = []
@@ -171,11 +169,6 @@ def _pools(
     for x, y in loader:
         x, y = x.to(device), y.to(device)
         ball.check(x)
-        if torch.finfo(x.dtype).bits < 32:
-            raise ValueError(
-                f"images are {x.dtype}, in which pixels lie too far apart to be moved by eps; give "
-                "model.float() and x.float()"
-            )
         if not len(x):
             continue
         alike = pool and (x.shape[1:], x.dtype) == (pool[0][0].shape[1:], pool[0][0].dtype)
@@ -218,7 +211,7 @@ def _answer(plan: list[Attack], attacked: Attacked, alone: bool, points: int) ->
     """One pool under every attack; the first `points` images' points are kept."""
     x = attacked.x
     began = clock.seconds(x.device)
-    clean = _right(attacked, torch.arange(len(x)), x)
+    clean = right_when_clean(attacked)
     seconds = [clock.seconds(x.device) - began]
     columns, meters, parts, rejected = [clean], [attacked.meter], [], []
     found = [x.new_empty((0, points, *x.shape[1:]))]
@@ -251,35 +244,6 @@ def _under(attack: Attack, attacked: Attacked, right: Tensor) -> tuple[Tensor, T
         adversarial[todo], standing[todo] = points, ~really
         attacked.parts[:] = [part.among(todo, len(right)) for part in attacked.parts]
     return adversarial, standing, rejected
-
-
-def confirmed(attacked: Attacked, points: Tensor, broken: Tensor) -> Tensor:
-    """Which of the `broken` images [B] really are: the point lies in the ball and in the pixel
-    range, and the model, asked again, is wrong there.
-    """
-    rows, ball = broken.nonzero().flatten(), attacked.ball
-    if not len(rows):
-        return broken
-    x, point = attacked.x[rows], points[rows]
-    rounding = ball.size(torch.full_like(x, SPACING, dtype=torch.float64))
-    near = ball.size(point.double() - x.double()) <= ball.eps * (1 + SLACK) + rounding
-    inside = ((point >= ball.low) & (point <= ball.high)).flatten(1).all(1)
-    really = broken.clone()
-    really[rows] = near & inside & ~_right(attacked, rows, points)
-    return really
-
-
-def _right(attacked: Attacked, rows: Tensor, points: Tensor) -> Tensor:
-    """Whether the model is right about the images at `rows` [n], at their `points` [B, C, H, W]."""
-    answers = [rows.new_empty(0, dtype=torch.bool, device=points.device)]
-    with torch.no_grad():
-        for some in packed(rows, attacked):
-            logits, y = attacked.model(points[some]), attacked.y[some]
-            if getattr(attacked.correct, "__func__", None) is Classification.correct:
-                check_labels(logits, y)  # a task of one's own knows what its labels are
-            answers.append(attacked.correct(logits, y))
-            attacked.meter.forwards += len(some)
-    return torch.cat(answers)
 
 
 def _keys(seed: int, x: Tensor, y: Tensor, duplicates: dict[int, int]) -> list[int]:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from gratis.attacks import Attacked, build_attack
 from gratis.attacks.apgd import CLASSES_NEEDED
+from gratis.attacks.confirming import SLACK
 from gratis.attacks.search import image_keys
 from gratis.evaluate.checks.outcome import Outcome
 from gratis.evaluate.checks.outputs import Answers
 from gratis.evaluate.checks.subject import Subject, thirds
 from gratis.evaluate.mode import as_evaluated
-from gratis.evaluate.robustness import SLACK
 from gratis.prober import Prober
 
 IMAGES = 64
