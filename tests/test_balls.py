@@ -163,6 +163,24 @@ def test_check_says_what_to_do_about_unusable_images(norm: str) -> None:
         ball.check(torch.cat([x * 255, torch.full_like(x, 255.0)]))
 
 
+def test_check_tells_rounding_from_normalisation() -> None:
+    x = torch.rand(2, 3, 4, 4)
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = 0.0, 1 + 2**-23
+    expected = r"to 1\.0000001192092896, a little outside .*x\.clamp\(0\.0, 1\.0\)"
+    with pytest.raises(ValueError, match=expected):
+        Linf(8 / 255).check(x)
+    with pytest.raises(ValueError, match=r"from -0\.0625 .*x\.clamp\(0\.0, 255\.0\)"):
+        Linf(8, high=255.0).check(torch.tensor([[-0.0625, 254.0]]))
+    with pytest.raises(ValueError, match="normalisation into the model"):
+        Linf(8 / 255).check(x + 0.002)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_check_refuses_pixels_that_lie_too_far_apart(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=r"too far apart to be moved by eps; give .*x\.float\(\)"):
+        Linf(8 / 255).check(torch.rand(2, 3, 4, 4).to(dtype))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_check_names_pixels_that_are_no_numbers(bad: float) -> None:
     x = torch.rand(2, 3, 4, 4)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from gratis.batch import seeded
 from gratis.comm_hooks import in_parts
 from gratis.methods import METHODS
-from gratis.passes import seeded
 from tests.dying import assert_same
 from tests.exchanges import (
     CPU,

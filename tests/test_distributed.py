@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from gratis.batch import Batch, seeded
 from gratis.budget import Meter
 from gratis.data import Images, Loader
 from gratis.distributed import Processes, joined
 from gratis.methods import METHODS
-from gratis.passes import Batch, seeded
 from tests.distributed_runs import fitted, folder, found
 from tests.dying import assert_same
 from tests.two_processes import BATCHES, CPU, LOCAL, WORLD, needs_gloo, of

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from gratis.balls import Linf
+from gratis.batch import Batch, seeded
 from gratis.evaluate.branches import pass_accuracies
 from gratis.evaluate.landscape import iterated_fgsm, surfaces
 from gratis.methods import FastAdvProp, Natural
 from gratis.nn import add_aux, group_norms, small_conv, untracked_statistics
 from gratis.nn.auxbn import branched, through
-from gratis.passes import Batch, seeded
 from gratis.prober import Prober
 
 X = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4

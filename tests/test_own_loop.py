@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gratis import L2, FastAdvProp, Free, Learner, Linf, add_aux, fgsm_rs
+from gratis import L2, FastAdvProp, Free, Learner, Linf, PGDTraining, add_aux, fgsm, fgsm_rs
 from gratis.passes import Batch
 from tests.small_net import EPS, sgd, small_net, some_batches
 
@@ -105,3 +105,92 @@ def test_two_loops_at_once_do_not_disturb_each_other():
     loops = [method.batches([(x, y)] * 3, small_net(), seed=1, updates=0) for _ in range(2)]
     for (one, _), (other, _) in zip(*loops, strict=True):
         assert torch.equal(one, other)
+
+
+# --- losses and precisions of one's own
+
+
+def bce(logits, y):
+    return F.binary_cross_entropy_with_logits(logits.flatten(), y.float(), reduction="none")
+
+
+def drawn_by(method, batches, model, **options):
+    return [x.detach() for x, _ in method.batches(batches, model, **options)]
+
+
+def test_one_logit_without_its_loss_is_refused():
+    """Its softmax is 1 whatever it is: attacks would climb nothing, and go nowhere."""
+    batches = [(x, y % 2) for x, y in some_batches()]
+    for method in (fgsm_rs(Linf(EPS)), PGDTraining(Linf(EPS), 2, targeted=True)):
+        with pytest.raises(ValueError, match=r"shaped \(8, 1\).*batches\(loader, model, loss="):
+            next(method.batches(batches, small_net(classes=1)))
+
+
+def test_answers_that_are_no_tensor_ask_for_a_loss():
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x):
+            return {"logits": self.net(x)}
+
+    with pytest.raises(ValueError, match=r"answers are a dict; .*loss="):
+        next(fgsm_rs(Linf(EPS)).batches(some_batches(), Named()))
+    found = fgsm_rs(Linf(EPS)).batches(
+        some_batches(), Named(), loss=lambda out, y: F.cross_entropy(out["logits"], y)
+    )
+    assert len(list(found)) == 3
+
+
+def test_probes_climb_the_loss_that_is_given():
+    model = small_net(classes=1)
+    (x, y), *_ = [(x, y % 2) for x, y in some_batches()]
+    (point,) = drawn_by(fgsm(Linf(EPS)), [(x, y)], model, loss=bce)
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(bce(model(leaf), y).sum(), leaf)
+    assert grad.abs().max() > 0
+    assert torch.equal(point, Linf(EPS).place(x, EPS * grad.sign()))
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_probes_run_in_the_precision_of_the_loop(name):
+    seen, model = [], small_net()
+    model[0].register_forward_hook(lambda *arguments: seen.append(arguments[-1].dtype))
+    (x, y), *_ = some_batches()
+    (point,) = drawn_by(fgsm_rs(Linf(EPS)), [(x, y)], model, precision=name)
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    assert seen == [kinds[name]]
+    assert point.dtype == torch.float32
+
+
+def test_a_precision_that_is_none_is_named():
+    with pytest.raises(ValueError, match="precision='half' is none of fp32, bf16, fp16"):
+        next(fgsm_rs(Linf(EPS)).batches(some_batches(), small_net(), precision="half"))
+
+
+# --- several processes of one's own
+
+
+def test_each_part_of_a_batch_draws_what_is_its_own():
+    x, y = torch.full((6, 1, 6, 5), 0.5), torch.zeros(6).long()
+    (whole,) = drawn_by(fgsm_rs(Linf(EPS)), [(x, y)], small_net().eval(), seed=1)
+    parts = [
+        drawn_by(
+            fgsm_rs(Linf(EPS)),
+            [(x[place : place + 3], y[place : place + 3])],
+            small_net().eval(),
+            seed=1,
+            rank=rank,
+            world=2,
+        )[0]
+        for rank, place in enumerate((0, 3))
+    ]
+    torch.testing.assert_close(torch.cat(parts), whole)
+    assert not torch.equal(*parts)
+
+
+def test_a_rank_outside_its_world_is_refused():
+    for rank, world in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match=f"rank={rank} .*world={world}"):
+            next(fgsm_rs(Linf(EPS)).batches(some_batches(), small_net(), rank=rank, world=world))

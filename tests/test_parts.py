@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from gratis import train
+from gratis.batch import Batch, seeded
 from gratis.launched import meet
 from gratis.methods import METHODS, Natural
 from gratis.methods.in_parts import InParts
 from gratis.nn.auxbn import branched
 from gratis.nn.batchnorm import PartsStatistics
-from gratis.passes import Batch, seeded
 from gratis.run import Run
 from gratis.setting import build_loaders, network, parts_of_batch, planned
 from gratis.training_data import training_data

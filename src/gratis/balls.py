@@ -13,6 +13,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-3
+"""So little outside the pixel range, as a share of it, images were rounded and not normalised."""
+
 
 @dataclass(frozen=True)
 class Ball(ABC):
@@ -38,11 +41,16 @@ class Ball(ABC):
         return replace(self, eps=eps)
 
     def check(self, x: Tensor) -> None:
-        """Raise ValueError unless x is a floating-point batch with pixels in [low, high]."""
+        """Raise ValueError unless x is a batch in fp32 or better, with pixels in [low, high]."""
         if not x.is_floating_point():
             raise ValueError(
                 f"images came as {x.dtype}; give floating-point pixels in [{self.low}, {self.high}]"
                 " (uint8 images: x.float() / 255)"
+            )
+        if torch.finfo(x.dtype).bits < 32:
+            raise ValueError(
+                f"images are {x.dtype}, in which pixels lie too far apart to be moved by eps; give "
+                "model.float() and x.float() (autocast may stand around the model)"
             )
         lowest, highest = torch.aminmax(x) if x.numel() else (x.new_zeros(()), x.new_zeros(()))
         # negated so that NaN fails too
@@ -53,6 +61,12 @@ class Ball(ABC):
         if bad := int((~torch.isfinite(x.flatten(1)).all(1)).sum()):
             return (
                 f"{bad} of {len(x)} images hold pixels that are not finite; clean or leave them out"
+            )
+        excess = max(self.low - lowest, highest - self.high)
+        if excess < ROUNDING * (self.high - self.low):
+            return (
+                f"pixels run from {lowest} to {highest}, a little outside [{self.low}, {self.high}]"
+                f", as by rounding; put them inside: x.clamp({self.low}, {self.high})"
             )
         found = f"pixels run from {lowest:.4g} to {highest:.4g}, outside [{self.low}, {self.high}]"
         if lowest >= 0 and 2 < highest <= 255:

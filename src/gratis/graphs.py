@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gratis.learner import Learner, Metrics
+from gratis.learner import Learner
+from gratis.metrics import Metrics
 from gratis.optim.groups import Settings, place_counts
 from gratis.passes import Batch, Method
 

@@ -7,7 +7,7 @@ import torch
 
 from gratis.distributed import Processes
 from gratis.files import LogWriter
-from gratis.learner import Metrics
+from gratis.metrics import Metrics
 
 FLUSH_UPDATES = 20
 """Losses are read from the device this often: each reading waits for it."""

@@ -2,48 +2,42 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gratis.batch import Batch, seeded
 from gratis.budget import Meter
-from gratis.casts import PRECISIONS, casts_kept
+from gratis.casts import casts_kept
 from gratis.comm_hooks import exchange_named
 from gratis.distributed import Processes, Replica
-from gratis.nn.auxbn import equalise_speed, through
+from gratis.metrics import Metrics, Tally
+from gratis.nn.auxbn import check_stepped, equalise_speed, through
 from gratis.nn.batchnorm import PartsStatistics
 from gratis.nn.layout import layout
 from gratis.nn.syncedbn import synced
+from gratis.nn.wrapped import check_bare
 from gratis.optim import groups
 from gratis.optim.averaged import Averaged
-from gratis.passes import Batch, Method, Pass, seeded
-from gratis.prober import Prober
+from gratis.passes import Method, Pass
+from gratis.prober import Prober, precision_named
 from gratis.tasks import Classification, Task
 
 VARIANTS = 64
 """Of a network, compiled in one process at most."""
 
 
-@dataclass
-class Metrics:
-    """One entry an update: loss (the passes' weighed mean), inputs answered as labelled, inputs,
-    and how many of them have a label.
-    """
-
-    losses: list[Tensor] = field(default_factory=list)
-    correct: list[Tensor] = field(default_factory=list)
-    images: list[int] = field(default_factory=list)
-    labelled: list[Tensor] = field(default_factory=list)
-
-
 class Learner:
     """Model + optimizer: `fit` feeds a method's passes through them, and counts the cost.
 
+    schedule: (update counted from 0, update at which the schedule began) -> {"lr": rate} for an
+    update, and other settings if any; every group of the optimizer gets them.
     precision: fp32, bf16, or fp16 with loss scaling (CUDA); inputs and their gradients are
     always fp32.  probe_norm: see Prober.  ema: decay of averaged weights, None for none.
     gradients: how they travel between processes, a name in gratis.comm_hooks.EXCHANGES.
+    Raises ValueError for a model that DistributedDataParallel wraps, since that is done here, and
+    for a schedule over groups of different rates.
 
     learn: how `fit` learns from a batch that is placed; `learn_now`, or `gratis.graphs.Graphs`'.
     weighed, parts: what the passes of the update in the making weigh, by branch of norms, and how
@@ -64,6 +58,9 @@ class Learner:
         seed: int | None = None,
         gradients: str = "fp32",
     ) -> None:
+        check_bare(model)
+        if schedule is not None:
+            groups.check_alike(optimizer)
         self.task: Task = task or Classification()
         self.device = next(model.parameters()).device
         self.memory_format = layout(model, channels_last)
@@ -85,16 +82,16 @@ class Learner:
         self.parts = 1
         self._statistics = PartsStatistics()
         self._everyones = self.processes.everyones if self.processes.world > 1 else None
+        self._method: Method | None = None  # whose first batch has been looked at
 
     def set_precision(self, precision: str) -> None:
         """From now on multiply by weights in "fp32", "bf16" or "fp16", which needs CUDA."""
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision!r} is none of {', '.join(PRECISIONS)}")
+        dtype = precision_named(precision)
         if precision == "fp16" and self.device.type != "cuda":
             raise ValueError(
                 f"precision fp16 needs a CUDA device, but the model is on {self.device}; use bf16"
             )
-        self.dtype = self.probe.precision = PRECISIONS[precision]
+        self.dtype = self.probe.precision = dtype
         self.scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
 
     @property
@@ -151,7 +148,7 @@ class Learner:
     def rate(self, update: int) -> float:
         """The learning rate of an update counted from 0."""
         if self.schedule is not None:
-            return float(self.schedule(update, self.begun)["lr"])
+            return float(groups.asked(self.schedule, update, self.begun)["lr"])
         return float(self.optimizer.param_groups[0]["lr"])
 
     def update(self, *, equal_speed: bool = False) -> None:
@@ -167,8 +164,9 @@ class Learner:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             torch._foreach_div_(gradients, self.parts)
         if self.schedule is not None:
+            settings = groups.asked(self.schedule, self.updates, self.begun)
             for group in self.optimizer.param_groups:
-                groups.put(group, self.schedule(self.updates, self.begun))
+                groups.put(group, settings)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
@@ -179,7 +177,12 @@ class Learner:
     def fit(self, method: Method, batch: Batch, *, at_most: int | None = None) -> Metrics:
         """Learn from one batch as `method` asks, in at most `at_most` updates.
 
-        batch: x [B, C, H, W] pixels, y [B]; in a process group this process's part.
+        batch: x [B, C, H, W] pixels in the range of the method's ball, y [B], on any device; in a
+        process group this process's part.
+        The model is put into train mode where as a whole it is not; in one that is, layers that
+        were put into eval mode, frozen batch norms say, stay so.
+        Raises ValueError at a method's first batch for pixels out of range, and for auxiliary
+        norms that the optimizer does not know of; later batches are not looked at.
         """
         if self.scaler.is_enabled() and not method.loss_scaling:
             raise ValueError(
@@ -187,9 +190,20 @@ class Learner:
                 "would multiply; use precision bf16 or fp32"
             )
         batch = self.placed(batch)
-        self.model.train()
+        if method is not self._method:
+            self._look(method, batch.x)
+        if not self.model.training:
+            self.model.train()
         method.bind(self.model, batch.x)
         return self.learn(method, batch, at_most)
+
+    def _look(self, method: Method, x: Tensor) -> None:
+        """Once a method, since to look at pixels is to wait for the device."""
+        if method.auxiliary:
+            check_stepped(self.model, self.optimizer)
+        if method.ball is not None:
+            method.ball.check(x)
+        self._method = method
 
     def learn_now(
         self,
@@ -198,51 +212,36 @@ class Learner:
         at_most: int | None = None,
         update: Callable[..., None] | None = None,
     ) -> Metrics:
-        """What `fit` does with a batch that is placed, kernel by kernel.
-
-        update: in place of this learner's own.
-        """
+        """What `fit` does with a placed batch, kernel by kernel; `update`: in place of our own."""
         update = update or self.update
         self.weighed = {"main": 0.0, "aux": 0.0}  # whatever a batch left that was broken off
-        metrics = Metrics()
-        losses: list[Tensor] = []
-        right: list[Tensor] = []
-        labelled: list[Tensor] = []
-        weights, images = 0.0, 0
+        tally = Tally()
         with casts_kept():
             for p in method.passes(batch, self.probe):
                 loss, correct = self.backward(p)
                 if correct is not None:  # else no answers were given: not the task's kind of loss
-                    losses.append(p.weight * loss)
-                    right.append(correct)
-                    labelled.append(self.task.labelled(p.y))
-                    weights += p.weight
-                    images += len(p.x)
+                    tally.add(loss, p.weight, correct, self.task.labelled(p.y), len(p.x))
                 if not p.update:
                     continue
                 update(equal_speed=method.equal_speed)
-                metrics.losses.append(torch.stack(losses).sum() / weights)
-                metrics.correct.append(torch.stack(right).sum())
-                metrics.labelled.append(torch.stack(labelled).sum())
-                metrics.images.append(images)
-                losses, right, labelled, weights, images = [], [], [], 0.0, 0
-                if len(metrics.losses) == at_most:
+                tally.end_update()
+                if len(tally.metrics.losses) == at_most:
                     break
-        return metrics
+        return tally.metrics
 
     def placed(self, batch: Batch) -> Batch:
         """The batch as the network likes it, with its place among the processes' parts."""
         generator = batch.generator
         if generator is None and self.seed is not None:
-            generator = seeded(self.seed, self.updates, batch.x.device)
+            generator = seeded(self.seed, self.updates, self.device)
         if generator is None and self.processes.world > 1:
             raise ValueError(
                 "several processes draw the whole batch's random numbers alike, each for itself; "
                 "give Learner the same seed in all of them"
             )
         return Batch(
-            batch.x.contiguous(memory_format=self.memory_format),
-            batch.y,
+            batch.x.to(self.device).contiguous(memory_format=self.memory_format),
+            batch.y.to(self.device),
             generator,
             rank=self.processes.rank,
             world=self.processes.world,

@@ -7,107 +7,18 @@ the trainer here and a loop of the user's own.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gratis.balls import Ball
-from gratis.losses import Loss
+from gratis.batch import Batch, seeded
+from gratis.losses import Loss, cross_entropy
 from gratis.nn.auxbn import Branch
-from gratis.prober import Prober
+from gratis.prober import Prober, precision_named
 
-
-def _own(x: Tensor) -> Tensor:
-    return x
-
-
-@dataclass(slots=True)
-class Batch:
-    """x: images [B, C, H, W] in the ball's pixel range; y: class indices [B] or [B, K].
-
-    generator: where randomness comes from; None for torch's global one. With a generator seeded
-    by (seed, update) every draw is a function of seed, update and place in the global batch.
-    rank, world: these images are part `rank` of `world` equal parts of a global batch.
-    gather: a tensor [B, ...] -> [peers B, ...], those of all processes that learn a part at the
-    same time, in order of rank; only called where peers > 1.  peer: our place among them.
-    """
-
-    x: Tensor
-    y: Tensor
-    generator: torch.Generator | None = None
-    rank: int = 0
-    world: int = 1
-    gather: Callable[[Tensor], Tensor] = _own
-    peer: int = 0
-    peers: int = 1
-    _wholes: "list[Any] | None" = None
-    _taken: int = 0
-
-    def draw(self, like: Tensor, sample: Callable[[Tensor, torch.Generator | None], Tensor]) -> Any:
-        """What `sample` draws for `like` [n, ...], our part of the [world n, ...] drawn in all."""
-        if self.world == 1:
-            return sample(like, self.generator)
-        layout = torch.channels_last if _is_channels_last(like) else torch.contiguous_format
-
-        def whole() -> Tensor:
-            shape = (len(like) * self.world, *like.shape[1:])
-            empty = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
-            return sample(empty, self.generator)
-
-        return _part(self.alike(whole), self.rank, len(like))
-
-    def shuffled(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        """The tensors [n, ...], permuted alike over all peers' [peers n, ...]; ours of each."""
-        count = len(parts[0])
-
-        def permutation() -> Tensor:
-            return torch.randperm(
-                count * self.peers, generator=self.generator, device=parts[0].device
-            )
-
-        mine = _part(self.alike(permutation), self.peer, count)
-        return tuple((self.gather(part) if self.peers > 1 else part)[mine] for part in parts)
-
-    def alike(self, draw: Callable[[], Any]) -> Any:
-        """What `draw` draws from the generator, once for all the parts that `split` made."""
-        if self._wholes is None:
-            return draw()
-        if self._taken == len(self._wholes):
-            self._wholes.append(draw())
-        self._taken += 1
-        return self._wholes[self._taken - 1]
-
-    def split(self, count: int) -> "list[Batch]":
-        """`count` equal consecutive parts, each a part of the global batch in its own right.
-
-        They must draw the same things in the same order; what one draws the others take theirs of.
-        """
-        wholes: list[Any] = []
-        return [
-            replace(
-                self,
-                x=x,
-                y=y,
-                rank=self.rank * count + place,
-                world=self.world * count,
-                _wholes=wholes,
-            )
-            for place, (x, y) in enumerate(
-                zip(self.x.tensor_split(count), self.y.tensor_split(count), strict=True)
-            )
-        ]
-
-
-def _part(whole: Tensor, rank: int, count: int) -> Tensor:
-    return whole[rank * count : (rank + 1) * count]
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-
+__all__ = ["Batch", "Method", "Objective", "Pass", "Probe"]
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(model, x, y) -> (mean loss, logits [B, K] for the accuracy of what was learned from, if any)."""
@@ -243,6 +154,10 @@ class Method(ABC):
         *,
         seed: int | None = None,
         updates: int | None = None,
+        loss: Loss = cross_entropy,
+        precision: str = "fp32",
+        rank: int = 0,
+        world: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(x, y) to train on, in place of the loader's, for a loop of one's own.
 
@@ -256,8 +171,15 @@ class Method(ABC):
             torch's global generator.
         updates: how many came before. None: those that this method has given, so that epochs go
             on from each other; say it for another model (0), or a loop that is taken up.
-        Raises ValueError for x out of range, or a method whose updates are not ordinary steps;
-        RuntimeError for a backward that never came.
+        loss: what probes climb, (the model's answers, y) -> [B]; say it where yours is not the
+            cross entropy of logits [B, K]. Losses of a method's own (`targeted`, `only_correct`)
+            are climbed in its place.
+        precision: of probes, "fp32", "bf16" or "fp16" (autocast): that of your own forward.
+        rank, world: the loader gives part `rank` of `world` equal parts of each global batch, as
+            in a process group of yours; with a seed each part draws what is its own.
+        Raises ValueError for x out of range, for a method whose updates are not ordinary steps,
+        and for answers that are not [B, K], K > 1, where no loss was given; RuntimeError for a
+        backward that never came.
         """
         if not self.own_loop:
             raise ValueError(
@@ -265,7 +187,10 @@ class Method(ABC):
                 "update, which a loop over (x, y) cannot do; use gratis.Learner(model, "
                 "optimizer).fit(method, Batch(x, y)) for each batch, Batch from gratis.passes"
             )
-        probe: Probe = _NoProbe() if model is None else Prober(model)
+        if not 0 <= rank < world:
+            raise ValueError(f"rank={rank} is none of 0 to {world - 1}, as world={world} has them")
+        dtype = precision_named(precision)
+        probe: Probe = _NoProbe() if model is None else Prober(model, loss, precision=dtype)
         device = next(model.parameters()).device if model is not None else None
         update = self._handed_out if updates is None else updates
         for item in loader:
@@ -273,16 +198,10 @@ class Method(ABC):
             if self.ball is not None:
                 self.ball.check(x)
             generator = None if seed is None else seeded(seed, update, x.device)
-            for p in self.passes(Batch(x, y, generator), probe):
+            for p in self.passes(Batch(x, y, generator, rank, world), probe):
                 update += 1
                 self._handed_out = update
                 yield p.x, p.y
-
-
-def seeded(seed: int, update: int, device: torch.device) -> torch.Generator:
-    """A generator that is a function of both, unlike neighbours' for neighbouring numbers."""
-    mixed = np.random.SeedSequence((seed, update)).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(mixed[0]))
 
 
 class _NoProbe:

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from gratis.batch import Batch, seeded
 from gratis.nn.auxbn import through
 from gratis.nn.batchnorm import untracked_statistics
-from gratis.passes import Batch, Method, seeded
+from gratis.passes import Method
 from gratis.prober import Prober
 from gratis.tasks import Classification
 

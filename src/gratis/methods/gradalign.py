@@ -29,7 +29,8 @@ class GradAlign(Method):
     ball: the threat model.
     step_size: None takes 1.25 eps, which from the zero start ends at eps after projection.
     strength: lambda; None takes the paper's 0.02 * 10^(eps / (8/255)) for CIFAR-10 (0.2 at
-        8/255), but no more than its largest, 2 (16/255): the fit means nothing beyond.
+        8/255), eps as a share of the pixel range, but no more than its largest, 2 (16/255): the
+        fit means nothing beyond.
     start: "zero", which the authors recommend, or "random".
     Costs 3 2/3 passes: a probe, a pass, a probe with its double backward (4/3). By the clock it
     is dearer.
@@ -58,7 +59,8 @@ class GradAlign(Method):
     def resolved_strength(self) -> float:
         if self.strength is not None:
             return self.strength
-        return 0.02 * 10 ** min(self.ball.eps * 255 / 8, 2)
+        share = self.ball.eps / (self.ball.high - self.ball.low)
+        return 0.02 * 10 ** min(share * 255 / 8, 2)
 
     @property
     def own_loop(self) -> bool:

@@ -15,7 +15,8 @@ from gratis.passes import Batch, Method, Pass, Probe
 from gratis.tasks import NO_LABEL
 
 NOISE = 0.001
-"""Standard deviation of the start, in pixels: at the image itself the divergence has no slope."""
+"""Standard deviation of the start, as a share of the pixel range: at the image itself the
+divergence has no slope."""
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Trades(Method):
             self.ball,
             steps=self.steps,
             step_size=self.resolved_step_size,
-            start=batch.draw(x, _noise),
+            start=batch.draw(x, self._noise),
         )
 
         def loss(model: nn.Module, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,6 +83,10 @@ class Trades(Method):
 
         yield Pass(self.ball.place(x, delta), y, loss=loss, extra=PASS * len(x))
 
+    def _noise(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        std = NOISE * (self.ball.high - self.ball.low)
+        return torch.empty_like(like).normal_(std=std, generator=generator)
+
     def update_thirds(self, images: int) -> tuple[int, ...]:
         return ((FORWARD + PROBE * self.steps + 2 * PASS) * images,)
 
@@ -92,7 +97,3 @@ def _on_labelled(logits: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(logits, y)
     total = F.cross_entropy(logits, y, ignore_index=NO_LABEL, reduction="sum")
     return total / (y != NO_LABEL).sum().clamp(min=1)
-
-
-def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.empty_like(like).normal_(std=NOISE, generator=generator)

@@ -159,6 +159,21 @@ def through(model: nn.Module, branch: Branch) -> Iterator[None]:
             norm.branch = own
 
 
+def check_stepped(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """ValueError where the optimizer steps norms but not their auxiliary twins, as one does that
+    was made before `add_aux`.
+    """
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for norm in branched(model):
+        twins = [] if norm.aux_norm is None else norm.aux_norm.parameters()
+        for own, twin in zip(norm.main_norm.parameters(), twins, strict=False):
+            if twin.requires_grad and id(own) in stepped and id(twin) not in stepped:
+                raise ValueError(
+                    "the optimizer does not know of the auxiliary norms' parameters, which would "
+                    "never be trained; make the optimizer after add_aux(model)"
+                )
+
+
 def equalise_speed(model: nn.Module, main: float, aux: float) -> None:
     """Let every parameter learn at the rate of shared ones (Mei 2022, section 3.2.2).
 

@@ -15,6 +15,28 @@ WAYS = ("fused", "foreach", "capturable")
 """How an optimizer computes its step: the present process's choice, not a checkpoint's."""
 
 
+def check_alike(optimizer: torch.optim.Optimizer) -> None:
+    """ValueError where groups have different rates, all of which a schedule would set alike."""
+    rates = sorted({float(group["lr"]) for group in optimizer.param_groups})
+    if len(rates) > 1:
+        found = ", ".join(f"{rate:g}" for rate in rates)
+        raise ValueError(
+            f"the optimizer's groups have the rates {found}, and the schedule would set them all "
+            "alike; give them one rate, or leave schedule out and set theirs before each fit"
+        )
+
+
+def asked(schedule: Schedule, update: int, begun: int) -> Settings:
+    """The schedule's settings for an update; ValueError for what is no mapping."""
+    settings = schedule(update, begun)
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            f"the schedule gave a {type(settings).__name__}; a mapping of an optimizer group's "
+            f'settings is needed: lambda update, begun: {{"lr": ...}}'
+        )
+    return settings
+
+
 def put(group: dict[str, Any], settings: Settings) -> None:
     """Put settings into an optimizer's group; where a tensor stands it stays, with the value."""
     for name, value in settings.items():
