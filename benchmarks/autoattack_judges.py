@@ -16,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model, x, y, ball = given(options.run, options.images)
     learn = "require" if any(p.requires_grad for p in model.parameters()) else "do not require"
-    print(setting())
+    print(f"{setting()}, pyautoattack {version('pyautoattack')}")
     print(
         f"{options.run}: {len(x)} images in batches of {options.batch}, {ball.norm} {ball.eps:g}; "
         f"parameters {learn} gradients when theirs is called",

@@ -29,6 +29,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from measuring import setting
 from torch import Tensor
 
 from gratis.data import load
@@ -177,6 +178,7 @@ def main() -> None:
         runs = [measured(row, updates, options.seeds) for updates in HORIZONS]
         means, least = (np.stack(column) for column in zip(*runs, strict=True))
         found[name] = means, least
+    print(setting())
     print(f"{options.seeds} seeds, mean ± standard deviation; the theorem's slope is -0.5\n")
     print_table(found)
     draw(found, options.out)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import gratis
+from gratis.answers import processor
 
 
 def paired(
@@ -39,13 +40,6 @@ def setting() -> str:
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"gratis {gratis.__version__}"
     )
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def held() -> int:

@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from measuring import setting
 
 from gratis import recipe, train
 from gratis.run import Run
@@ -53,7 +54,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = [*COMMON, f"data.root={options.data}", f"budget.passes={options.passes}"]
-    print(f"{IMAGES} images at 128 px, judged on themselves; torch {torch.__version__}")
+    print(setting())
+    print(f"{IMAGES} images at 128 px, judged on themselves")
     print(f"{'':14}{'passes':>8}{'updates':>9}{'seconds':>9}{'mAP@0.50':>10}{'mAP':>8}")
     for title, name in ROWS.items():
         results = trained(name, settings, options.out).results

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from measuring import setting
 from torch import Tensor, nn
 
 from gratis.assess import trained
@@ -56,6 +57,7 @@ def main() -> None:
         "logits x 1000": nn.Sequential(net, Scaled()),
     }
     ball = Linf(options.eps)
+    print(setting())
     for name, model in spoiled.items():
         batches = [(images.pixels(slice(None)), images.y)]
         found = robust_accuracy(model, batches, ["pgd-50-2"], ball=ball)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from measuring import processor
 
 from gratis import recipe as recipes
 from gratis import train
@@ -51,11 +50,11 @@ def main(
 def print_table(
     runs: Mapping[str, Run], further: Mapping[str, Callable[[Run], str]] | None = None
 ) -> None:
-    """The finished runs as a Markdown table, with machine and versions above."""
+    """The finished runs as a Markdown table; above it the first one's machine and versions."""
     further = further or {}
     first = next(run.results for run in runs.values() if run.results)
     versions = ", ".join(f"{k} {v}" for k, v in first["versions"].items())
-    print(f"{processor()}; {first['device']}; {versions}; seed {first['seed']}")
+    print(f"{first['device']}; {versions}; seed {first['seed']}")
     if note := first["data"].get("note"):
         print(f"Data: {note}")
     headings = "".join(f" {heading} |" for heading in further)

@@ -12,6 +12,8 @@ import statistics
 import subprocess
 import sys
 
+from measuring import setting
+
 STEP = """
 import time, torch
 from gratis import Learner, Natural
@@ -45,6 +47,7 @@ def milliseconds(threads: int, variables: dict[str, str]) -> float:
 
 
 def main() -> None:
+    print(setting() + "\n")
     medians = {}
     for busy in (False, True):
         neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None

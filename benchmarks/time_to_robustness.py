@@ -1,7 +1,8 @@
 """How robust a network can be made on CIFAR-10 in so many seconds of training on this machine.
 
     python benchmarks/time_to_robustness.py --root CIFAR --minutes 5 30
-    python benchmarks/time_to_robustness.py --root CIFAR --minutes 0.25 --plain     # on a GPU
+    python benchmarks/time_to_robustness.py --root CIFAR --minutes 0.25 --plain --images 10000 \\
+        --attack pgd-50-10:bf16                                             # on a GPU
 
 CIFAR holds the images as folders train/CLASS and test/CLASS. Rows: `quick` is the recipe
 quick-cifar10; `published` is the recipe of Wong 2020 (`cifar10`: PreActResNet18, FGSM-RS), given
@@ -57,18 +58,26 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(setting(), flush=True)
     columns = "row | seed | minutes | seconds | start-up | data passes | clean %"
-    print(f"\n| {columns} | {options.attack} % |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print(f"\n| {columns} | {options.attack} % | machine |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    seconds: dict[str, float] = {}
     for minutes in options.minutes:
         for row in options.rows:
             for seed in options.seeds:
-                print(trained(options, row, minutes, seed), flush=True)
+                line, taken = trained(options, row, minutes, seed)
+                print(line, flush=True)
+                seconds[f"{row}, {minutes:g} minutes, seed {seed}"] = taken
     if options.plain:
-        print(published_in_plain_pytorch(options), flush=True)
+        line, plain = published_in_plain_pytorch(options)
+        print(f"{line}\n\nThe published recipe in plain PyTorch took so many times as long as")
+        for name, taken in seconds.items():
+            print(f"- {name}: {plain / taken:.2f}", flush=True)
 
 
-def trained(options: argparse.Namespace, row: str, minutes: float, seed: int) -> str:
-    """One line of the table; the run is made, or gone on with, where it is not finished."""
+def trained(options: argparse.Namespace, row: str, minutes: float, seed: int) -> tuple[str, float]:
+    """One line of the table, and the seconds of its training; the run is made, or gone on with,
+    where it is not finished.
+    """
     out: Path = options.out / f"{row}-{minutes:g}-minutes-seed-{seed}"
     began, started = time.perf_counter(), "-"
 
@@ -99,11 +108,12 @@ def trained(options: argparse.Namespace, row: str, minutes: float, seed: int) ->
     assert results is not None
     budget, entry = results["budget"], results["evaluations"][0]
     low, high = (100 * bound for bound in entry["robust"]["ci95"])
-    return (
+    line = (
         f"| {row} | {seed} | {minutes:g} | {budget['seconds']:.0f} | {started} "
         f"| {budget['data_passes']:.2f} | {100 * entry['clean']['accuracy']:.1f} "
-        f"| {100 * entry['robust']['accuracy']:.1f} ({low:.1f}-{high:.1f}) |"
+        f"| {100 * entry['robust']['accuracy']:.1f} ({low:.1f}-{high:.1f}) | {results['device']} |"
     )
+    return line, float(budget["seconds"])
 
 
 def on(root: str) -> list[str]:
@@ -143,8 +153,8 @@ def affordable(recipe: Recipe, seconds: float) -> float:
     return round(updates * thirds / (3 * len(data.training)), 3)
 
 
-def published_in_plain_pytorch(options: argparse.Namespace) -> str:
-    """The released recipe of Wong 2020 as its code writes it, 15 epochs, on the same machine."""
+def published_in_plain_pytorch(options: argparse.Namespace) -> tuple[str, float]:
+    """As `trained`, of Wong 2020's recipe as its code writes it, 15 epochs, here and now."""
     recipe = recipes.load("cifar10", on(options.root))
     device = pick_device("auto")
     data = training_data(recipe)
@@ -184,10 +194,11 @@ def published_in_plain_pytorch(options: argparse.Namespace) -> str:
         model, Loader(test, min(500, len(test)), seed=0), [options.attack], ball=Linf(eps)
     )
     clean, robust = found.correct[:, 0].double().mean(), found.robust.double().mean()
-    return (
+    line = (
         f"| published, plain PyTorch | 0 | - | {seconds:.0f} | - | {epochs} "
-        f"| {100 * clean:.1f} | {100 * robust:.1f} |"
+        f"| {100 * clean:.1f} | {100 * robust:.1f} | the same |"
     )
+    return line, seconds
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ same methods in plain PyTorch as released code writes them (every backward compu
 gradients too), and ours as `Learner` runs them, channels last and in bf16 where the machine has
 it (the targets are for such machines). All take turns,
 `--rounds` times; medians. Random pixels and labels: nothing here depends on what is in them.
-`--peers` adds the same updates with the perturbations of other libraries (see `peers.py`), and
-ours in fp32.
+`--compile` adds ours as compiled code, `--peers` the same updates with the perturbations of other
+libraries (see `peers.py`), and ours in fp32.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--compile", action="store_true", help="ours as compiled code")
+    parser.add_argument("--compile", action="store_true", help="add ours as compiled code")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
@@ -64,6 +64,7 @@ def main() -> None:
         model: nn.Module,
         size: int | None = None,
         precision: str = options.precision,
+        compiled: bool = False,
     ) -> Callable[[], object]:
         batch = Batch(images[:size], labels[:size])
         learner = Learner(
@@ -73,29 +74,36 @@ def main() -> None:
             channels_last=True,
             seed=0,
         )
-        if options.compile:
+        if compiled:
             learner.compile()
         return lambda: learner.fit(method, batch)
 
     ball, advprop = Linf(EPS), FastAdvProp(Linf(1 / 255), adversarial=ADVPROP_SHARE)
+    methods: dict[str, Callable[[], Method]] = {
+        "natural": Natural,
+        "FGSM-RS": lambda: fgsm_rs(ball),
+        "PGD-7": lambda: PGDTraining(ball, steps=7),
+    }
     jobs = {
         "plain natural": plain(network(), x, y, 0),
         "plain FGSM-RS": plain(network(), x, y, 1),
         "plain PGD-7": plain(network(), x, y, 7),
-        "natural": ours(Natural(), network(), options.batch),
-        "FGSM-RS": ours(fgsm_rs(ball), network(), options.batch),
+        **{name: ours(made(), network(), options.batch) for name, made in methods.items()},
         "Free-8": ours(Free(ball, replays=8), network(), options.batch),
-        "PGD-7": ours(PGDTraining(ball, steps=7), network(), options.batch),
         **{
             f"Fast AdvProp, {size} images": ours(advprop, add_aux(network()), size)
             for size in (options.batch, loaded)
         },
     }
+    if options.compile:
+        jobs |= {
+            f"{name}, compiled": ours(made(), network(), options.batch, compiled=True)
+            for name, made in methods.items()
+        }
     if options.peers:
         jobs |= {
-            "natural, fp32": ours(Natural(), network(), options.batch, "fp32"),
-            "FGSM-RS, fp32": ours(fgsm_rs(ball), network(), options.batch, "fp32"),
-            "PGD-7, fp32": ours(PGDTraining(ball, steps=7), network(), options.batch, "fp32"),
+            f"{name}, fp32": ours(made(), network(), options.batch, "fp32")
+            for name, made in methods.items()
         }
         for name, steps in {"FGSM-RS": 1, "PGD-7": 7}.items():
             for peer in peers.PACKAGES:
@@ -104,7 +112,6 @@ def main() -> None:
     print(
         f"PreActResNet18, width {options.width}, batches of {options.batch} at 32x32, "
         f"{options.rounds} paired rounds; ours {options.precision}, channels last"
-        + (", compiled" if options.compile else "")
     )
     seconds = paired(jobs, options.rounds)
     seconds["Free-8, an update"] = seconds.pop("Free-8") / 8
