@@ -6,11 +6,11 @@ import time
 import pytest
 import torch
 
-from gratis import Learner, train
+from gratis import Learner, compiling, train
+from gratis.batch import Batch, seeded
 from gratis.distributed import joined
 from gratis.journal import DivergedError
 from gratis.methods import METHODS
-from gratis.passes import Batch, seeded
 from tests.dying import dies
 from tests.processes import start_together
 from tests.recipes import tiny
@@ -123,6 +123,7 @@ def trained(rank, folder):
         train.run(died, folder / "died")
     torch.manual_seed(99)
     train.run(died, folder / "died", resume=True)
+    found["compiled"] = compiled(rank, folder)
     for method in ("fast-advprop", "yopo-2-1", "fgsm-rs"):  # 1,233 images: a last batch of 33
         train.run(short_recipe(method), folder / method)
     train.run(early_recipe(), folder / "early")
@@ -140,6 +141,30 @@ def trained(rank, folder):
         except (ValueError, DivergedError) as error:
             found[name] = str(error)
     return found
+
+
+def compiled(rank, folder):
+    """A run of which each process would decide otherwise, killed and gone on with."""
+    own, asked, used = (compiling.decide, torch.compile), [], []
+
+    def decide(learner, x, y):
+        asked.append(len(x))
+        return compiling.Decision(used=rank == 0, reason="made up")
+
+    def compile_(model, **options):
+        used.append(options)
+        return model
+
+    compiling.decide, torch.compile = decide, compile_
+    recipe = whole_recipe("engine.compile=auto", "engine.checkpoint_seconds=0")
+    try:
+        with dies():
+            train.run(recipe, folder / "compiled")
+        first = len(asked), len(used)
+        train.run(recipe, folder / "compiled", resume=True)
+    finally:
+        compiling.decide, torch.compile = own
+    return {"first": first, "both": (len(asked), len(used))}
 
 
 def lost(rank, folder):

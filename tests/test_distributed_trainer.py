@@ -74,6 +74,16 @@ def test_a_killed_run_of_two_ends_bitwise_the_same(folder):
     assert whole.results["evaluations"][0]["robust"] == died.results["evaluations"][0]["robust"]
 
 
+def test_one_process_decides_whether_code_is_compiled_for_all_and_for_good(folder, found):
+    for rank, process in enumerate(found):
+        times = process["train"]["compiled"]
+        decided = int(rank == 0)
+        assert tuple(times["first"]) == (decided, 1)
+        assert tuple(times["both"]) == (decided, 2), "taken up again, nobody measures anew"
+    events = [r for r in Run.open(folder / "compiled").log() if r["kind"] == "compile"]
+    assert [event["used"] for event in events] == [True]
+
+
 def test_kept_perturbations_are_saved_in_the_order_of_processes(folder, one):
     ours, theirs = (final_state(path)["method"]["delta"] for path in (folder / "two", one.path))
     assert ours.shape == theirs.shape

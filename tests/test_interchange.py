@@ -10,7 +10,7 @@ from gratis import train
 from gratis.assess import trained
 from gratis.cli import main
 from gratis.data import load
-from gratis.export import KINDS, export
+from gratis.export import KINDS, _unreliable, export
 from gratis.given import load_weights
 from gratis.recipe import from_plain
 from gratis.run import Run
@@ -96,6 +96,27 @@ def test_a_robustbench_entry(run, tmp_path):
     assert (entry["eps"], entry["authors"], entry["venue"]) == ("0.2", "A. Author", "here")
     assert entry["footnote"] == "first 12 of 500 test images"
     assert {p["attack"] for p in found["parts"]} <= {"apgd-ce", "apgd-t", "fab-t", "square"}
+
+
+def test_only_checks_of_autoattack_speak_for_its_figure():
+    of = {"threat": {"norm": "linf", "eps": 0.2}, "checkpoint": "last", "images": {"count": 12}}
+    of["weights"] = "c0ffee"
+
+    def check(judged, verdict, m3="pass", **changed):
+        findings = [{"id": "M1", "verdict": "fail"}, {"id": "M3", "verdict": m3}]
+        told = {} if judged is None else {"judged": judged}
+        return {**of, **told, "verdict": verdict, "findings": findings, **changed}
+
+    def found(*checks):
+        return _unreliable({"data": {"fingerprint": "f00d"}, "checks": list(checks)}, of)
+
+    good = check(["autoattack"], "signs: M1")
+    other = check(["pgd-2"], "evaluation unreliable", "fail")
+    assert found() is found(other) is found(check(None, "signs: M1")) is None
+    assert found(good) is found(good, other) is False
+    assert found(good | {"weights": "0ld"}) is found(good | {"fingerprint": "beef"}) is None
+    assert found(check(["fgsm", "autoattack"], "evaluation unreliable"), good) is True
+    assert found(check(["autoattack"], "signs: M1, M3", "fail")) is True
 
 
 # --- theirs, here

@@ -134,6 +134,7 @@ def test_the_command_draws_the_page(drawn, tmp_path, capsys):
     assert capsys.readouterr().out.count("there already") == 2
     page = Page(out.read_text())
     assert "How far images stand" in page.text
-    assert "L∞, eps 0.2 and L2, eps 0.2" in page.text
+    assert "Accuracy against L∞ eps" in page.text
+    assert "Accuracy against L2 eps" in page.text
     kinds = {str(image["alt"]).split(",")[0] for image in page.all("img")}
     assert {"original", "fgsm-rs", "natural", "Loss of fgsm-rs", "attacked"} <= kinds

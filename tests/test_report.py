@@ -52,7 +52,7 @@ def test_figures_have_words_and_ids_of_their_own(tmp_path: Path) -> None:
     assert all(a.get("alt") for a in page.all("img"))
     described = [a["aria-label"] for a in page.all("svg") if a.get("role") == "img"]
     assert len(described) == 4
-    assert "fgsm-rs (a): 71.2% for 160 passes" in str(described[0])
+    assert "fgsm-rs (a): 71.2% for 163.5 passes" in str(described[0])
     assert "fgsm-rs (a): robust 60.0%, clean 90.0% (pgd-10, L∞, eps 8/255" in str(described[1])
     assert all(a.get("scope") for a in page.all("th"))
 

@@ -166,7 +166,7 @@ def test_a_model_trained_elsewhere_has_no_price(tmp_path: Path) -> None:
     assert "theirs:net, trained elsewhere, tested on digits, attacked with pgd-50-10" in text
     assert "not known trained elsewhere" in text
     assert "theirs:net , its weights net.pt , SHA-256 c0ffee" in text
-    assert text.count("for 160 passes") == 2
+    assert text.count("for 163.5 passes") == 2
     assert "for 0 passes" not in text
     assert text.count("gratis train") == 2
     assert "a budget of" not in page_of(tmp_path, runs[0]).text
@@ -190,10 +190,44 @@ def test_accuracy_for_its_price_by_protocol(tmp_path: Path) -> None:
         make_run(tmp_path / "d", method="fgsm", evaluations=[autoattack()]),
     )
     (plot,) = [a for a in page.all("svg") if "passes spent (pgd" in str(a.get("aria-label"))]
-    assert "natural: 71.2% for 40 passes; free-8: 71.2% for 160 passes" in str(plot["aria-label"])
+    assert "natural: 71.2% for 43.5 passes; free-8: 71.2% for 163.5 passes" in str(
+        plot["aria-label"]
+    )
     assert "500 test images of digits" in str(plot["aria-label"])
-    assert page.text.count("for 160 passes, on the frontier") == 1
-    assert "71.2% for 40 passes, on the frontier" in page.text
+    assert page.text.count("for 163.5 passes, on the frontier") == 1
+    assert "71.2% for 43.5 passes, on the frontier" in page.text
+
+
+def test_passes_of_a_guard_are_part_of_the_price(tmp_path: Path) -> None:
+    guarded = RESULTS["budget"] | {"guard_passes": 40.0}
+    page = page_of(
+        tmp_path,
+        make_run(tmp_path / "a", method="fgsm-rs", budget=guarded),
+        make_run(tmp_path / "b", method="free-8"),
+    )
+    assert "71.2% for 200 passes" in page.text
+    assert page.text.count(", on the frontier") == 1, "at equal training the guard costs more"
+
+
+def test_passes_for_other_numbers_of_training_images_are_no_price_to_compare(
+    tmp_path: Path,
+) -> None:
+    of = {
+        name: RESULTS["budget"] | {"images": images}
+        for name, images in (("natural", 1000), ("free-8", 1000), ("pgd-7", 60_000))
+    }
+    runs = [make_run(tmp_path / n, method=n, budget=budget) for n, budget in of.items()]
+    runs.append(make_run(tmp_path / "older", method="fgsm"))
+    page = page_of(tmp_path, *runs)
+    said = "natural and free-8, trained on digits at a budget of 160 passes per training image each"
+    assert f"{said} (1,000 images)" in page.text
+    said = "trained on digits at a budget of 160 passes per training image"
+    assert f"pgd-7, {said} (60,000 images)" in page.text
+    assert f"fgsm, {said}, attacked" in page.text
+    (plot,) = [a for a in page.all("svg") if "passes spent (pgd" in str(a.get("aria-label"))]
+    assert "natural" in str(plot["aria-label"])
+    assert "pgd-7" not in str(plot["aria-label"])
+    assert "1,000 training images each" in page.text
 
 
 # --- strings that others chose

@@ -1,8 +1,10 @@
 """Views on the page: how far images stand, which class they fall to, surfaces."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from tests.report_parts import views
 from tests.reports import make_run, page_of
@@ -56,6 +58,25 @@ def test_views_of_other_images_are_kept_apart(tmp_path: Path) -> None:
     assert "How far images stand: pgd-7" in page.text
     identifiers = [a["id"] for _, a in page.elements if "id" in a]
     assert len(identifiers) == len(set(identifiers))
+
+
+def test_views_of_other_norms_are_kept_apart(tmp_path: Path, monkeypatch: Any) -> None:
+    drawn = []
+
+    def noted(name: str, description: str, curves: Any, **how: Any) -> Markup:
+        drawn.append((how["x_label"], len(curves)))
+        return Markup("<svg></svg>")
+
+    monkeypatch.setattr("gratis.report.views.curves_svg", noted)
+    runs = [make_run(tmp_path / name, method=name) for name in ("free-8", "pgd-7")]
+    runs[0].write_views(views())
+    runs[1].write_views(views(threat={"norm": "l2", "eps": 0.2}))
+    text = page_of(tmp_path, *runs).text
+    assert drawn == [("L∞ eps", 1), ("L2 eps", 1)]
+    for norm in ("L∞", "L2"):
+        assert f"Accuracy against {norm} eps" in text
+        assert f"Accuracy at each {norm} eps" in text
+        assert f"checkpoint last; eps in {norm}" in text
 
 
 def test_surfaces_share_one_scale(tmp_path: Path) -> None:

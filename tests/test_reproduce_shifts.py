@@ -7,6 +7,8 @@ import pytest
 from gratis.cli import main
 from gratis.data import shifted
 from gratis.reproduce import papers
+from gratis.reproduce.cells import shifted as shifted_cell
+from gratis.reproduce.columns import Column
 from gratis.reproduce.rows import reproduce
 from gratis.run import Run
 from tests.tables import quiet
@@ -69,6 +71,36 @@ def test_a_look_at_a_part_is_no_cell_of_a_paper(run, data, tmp_path):
     (entry,) = Run.open(tmp_path / "one").results["shifts"]
     assert (entry["cells"], entry["partial"]) == (whole["cells"], whole["partial"])
     assert record["rows"][0]["cells"]["c"]["images"] == 4
+
+
+def test_a_part_of_a_shift_is_not_printed_beside_the_papers():
+    column = Column("c", measure="corruption-error")
+    asked = {"evaluation": {"checkpoint": "best"}}
+    whole = {
+        "shift": "corruptions",
+        "checkpoint": "best",
+        "images_per_cell": 12,
+        "preprocessing": "none",
+        "precision": "float32",
+        "mean_error": 0.5,
+        "mean_of": 15,
+    }
+    parts = [
+        whole | {"partial": ["severities 1 alone"], "mean_error": 0.1},
+        whole | {"checkpoint": "last", "mean_error": 0.2},
+        whole | {"fingerprint": "beef", "mean_error": 0.3},
+    ]
+    of = {"data": {"fingerprint": "f00d"}}
+
+    def cell(*entries):
+        return shifted_cell(column, "paper", asked, of | {"shifts": list(entries)}, {})
+
+    assert cell(*parts) == {"why": "not looked at yet"}
+    assert cell(whole, *parts)["measured"] == 50
+    limited = whole | {"partial": ["at most 4 images a cell"], "mean_error": 0.4}
+    assert cell(whole, limited)["measured"] == 50
+    asked["evaluation"]["limit"] = 4
+    assert cell(limited, whole)["measured"] == 40
 
 
 def test_a_papers_column_is_measured_where_its_files_are_given(run, data, tmp_path, monkeypatch):

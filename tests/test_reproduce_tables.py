@@ -7,9 +7,13 @@ import pytest
 from gratis.recipe import from_plain
 from gratis.reproduce import papers
 from gratis.reproduce.columns import Column
+from gratis.reproduce.outcome import _measured
 from gratis.reproduce.papers import SCALES
 from gratis.reproduce.settings import attack, values
+from tests.reports import evaluation
 from tests.tables import MINIMAL, TABLES, assert_refused, recipe
+
+SCALED = ("paper", "cpu")
 
 every_row = pytest.mark.parametrize(
     ("table", "row"),
@@ -174,6 +178,31 @@ def test_table_1_keeps_its_steps_in_shares_of_eps_on_mnist():
         shares = [m.resolved_step_size / m.ball.eps for m in (paper, cpu)]
         assert shares[0] == pytest.approx(shares[1])
         assert (paper.start, paper.steps) == (cpu.start, cpu.steps)
+    paper, cpu = (recipe("fast-table1", "pgd-7", scale).build_method() for scale in SCALED)
+    assert paper.step_size / paper.ball.eps == pytest.approx(cpu.step_size / cpu.ball.eps)
+
+
+def test_table_1_is_measured_by_the_papers_attack_on_its_data():
+    for name in ("fgsm-alpha-10", "free-8", "pgd-7"):
+        attacks = [recipe("fast-table1", name, scale).evaluation.attacks for scale in SCALED]
+        assert attacks == [("pgd-50-10:alpha=2/255",), ("pgd-50-10:alpha=0.01",)]
+        shapes = [recipe("fast-table1", name, scale).schedule.shape for scale in SCALED]
+        assert shapes[1] == "cyclic", "which the note says"
+    table, facts = TABLES["fast-table1"], {"test_images": 1, "training_images": 1}
+    (clean, robust) = table.columns
+    assert attack(robust, "cpu") == "pgd-50-10:alpha=0.01"
+    assert attack(robust, "smoke") == "pgd-2-2:alpha=2/255"
+    assert attack(clean, "cpu") is None
+    row = values(table, table.rows[0], "cpu")
+    measured = evaluation(attack="pgd-50-10:alpha=0.01", threat={"norm": "linf", "eps": 0.3})
+    measured["images"]["count"] = 1000
+    results = {"data": {"images": 10_000}, "evaluations": [measured]}
+    assert _measured(robust, "cpu", row, results, facts)["measured"] == pytest.approx(71.2)
+
+
+def test_what_is_no_attack_is_none_at_a_scale_either():
+    with pytest.raises(ValueError, match="pgdd"):
+        Column("a", measure="pgd-2", cpu="pgdd-2")
 
 
 # --- a table of one's own

@@ -12,6 +12,7 @@ from gratis.data.shifted import Asked
 from gratis.evaluate.shift import ALEXNET
 from gratis.names import parse_shift
 from gratis.recipe import from_plain
+from gratis.report.shifts import protocol
 from gratis.run import Run
 from gratis.training_data import load_split
 from tests.recipes import tiny
@@ -110,6 +111,21 @@ def test_generated_corruptions_alone(run, capsys):
     assert main([*command, "--severities", "5"]) == 0
     (again,) = run.results["shifts"]
     assert list(again["cells"]["contrast"]) == ["5"], "the same shift replaces"
+
+
+def test_a_part_of_a_shift_stands_beside_all_of_it(run):
+    (whole,) = shifts.shift_run(run, [Asked("corruptions")])
+    for severities in ((1,), (2,)):
+        (part,) = shifts.shift_run(run, [Asked("corruptions", severities=severities)])
+    assert run.results["shifts"] == [whole, part], "a part replaces a part"
+    assert part["partial"] == ["severities 2 alone"]
+    assert "severities 2 alone" in protocol(part)
+    assert whole["fingerprint"] == run.results["data"]["fingerprint"]
+    assert (whole["device"], whole["versions"]) == tuple(
+        run.results[key] for key in ("device", "versions")
+    )
+    (again,) = shifts.shift_run(run, [Asked("corruptions")])
+    assert run.results["shifts"] == [again, part]
 
 
 def test_with_an_attack_both_are_done(run, capsys):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gratis import assess, train
-from gratis.answers import supersede
 from gratis.asked import question
 from gratis.assess import evaluate_run
+from gratis.merging import supersede
 from gratis.recipe import Recipe
 from gratis.report import write_report
 from gratis.run import Run

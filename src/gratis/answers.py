@@ -5,6 +5,7 @@ pictures, adversarial points. No accuracy stands there without the protocol that
 import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from gratis.budget import Meter, passes_of
 from gratis.data import Images
 from gratis.evaluate import Robustness, clopper_pearson
 from gratis.evaluate.answered import deciding
+from gratis.merging import protocol
 from gratis.names import spell_method
 from gratis.recipe import Recipe
 from gratis.run import Run
@@ -30,15 +32,10 @@ Entry = dict[str, Any]
 
 def header(run: Run, recipe: Recipe, images: Images) -> dict[str, Any]:
     """results.json before any evaluation.  images: all of the test split."""
-    device = pick_device(recipe.engine.device)
     return {
         "schema": SCHEMA,
-        "versions": {
-            "gratis": version("gratis"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "versions": _versions(),
+        "device": _device(recipe),
         "seed": recipe.seed,
         "recipe_sha256": run.recipe_sha256,
         "data": {
@@ -53,8 +50,41 @@ def header(run: Run, recipe: Recipe, images: Images) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+def origin(recipe: Recipe, images: Images, warnings: Sequence[str]) -> Entry:
+    """What an entry says of itself, for a run may be evaluated on other images, devices and
+    versions than the header's.  images: all of the test split.  warnings: of reading them and the
+    checkpoint.
+    """
+    return {
+        "fingerprint": images.fingerprint,
+        "device": _device(recipe),
+        "versions": _versions(),
+        **({"warnings": list(warnings)} if warnings else {}),
+    }
+
+
+def _versions() -> Entry:
+    return {
+        "gratis": version("gratis"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _device(recipe: Recipe) -> str:
+    device = pick_device(recipe.engine.device)
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{processor()} CPU, {torch.get_num_threads()} threads"
+
+
+def processor() -> str:
+    """The CPU's name, as far as the system tells it."""
+    told = Path("/proc/cpuinfo")
+    for line in told.read_text().splitlines() if told.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return str(platform.processor() or platform.machine())
 
 
 # --- entries
@@ -69,15 +99,16 @@ def about(ball: Ball, images: Images, checkpoint: str) -> Entry:
     }
 
 
-def each(found: Robustness, ball: Ball, of: Entry) -> Iterator[Entry]:
+def each(found: Robustness, ball: Ball, classes: int, of: Entry) -> Iterator[Entry]:
     """An entry for each attack, measured alone on the images that are right when clean."""
     for place, name in enumerate(found.attacks, 1):
         yield {
             "attack": name,
-            "parameters": build_attack(name).parameters(ball),
+            "parameters": build_attack(name).parameters(ball, classes),
             **of,
             "clean": share(found.correct[:, 0]),
             "robust": share(found.correct[:, place]),
+            **_rejected(found.rejected[place - 1 : place]),
             **_cost(found, [place]),
             **_parts(found.parts[place - 1], found.correct[:, 0]),
         }
@@ -101,6 +132,7 @@ def in_turn(found: Robustness, of: Entry) -> Entry:
         **of,
         "clean": share(found.correct[:, 0]),
         "robust": share(found.robust),
+        **_rejected(found.rejected),
         **_cost(found, range(1, len(found.attacks) + 1)),
         **_parts(parts, found.correct[:, 0]),
     }
@@ -118,6 +150,11 @@ def share(correct: Tensor) -> Entry:
         "accuracy": count / total,
         "ci95": list(clopper_pearson(count, total)),
     }
+
+
+def _rejected(counts: Sequence[int]) -> Entry:
+    """How many successes of the attacks did not hold when they were looked at again, if any."""
+    return {"rejected": sum(counts)} if sum(counts) else {}
 
 
 def _cost(found: Robustness, places: Sequence[int]) -> Entry:
@@ -151,57 +188,6 @@ def _parts(parts: Sequence[Part], clean: Tensor) -> Entry:
             }
         )
     return {"parts": rows} if rows else {}
-
-
-# --- merging into what is there
-
-
-def protocol(entry: Entry) -> str:
-    """The way of measuring in one line; entries of the same line replace each other."""
-    threat, images = entry["threat"], entry["images"]
-    attacks = entry.get("attack") or ", ".join(entry.get("attacks", []))
-    if "judged" in entry:
-        surrogate = [entry["surrogate"]] if "surrogate" in entry else []
-        attacks = " ".join(["checks of", ", ".join(entry["judged"]), *surrogate])
-    return (
-        f"{attacks} {threat['norm']} {threat['eps']!r} {entry['checkpoint']} "
-        f"{images['split']} {images['start']}-{images['start'] + images['count']}"
-    )
-
-
-def merge(entries: list[Entry], answer: Entry) -> None:
-    """Put `answer` in the place of the entry of the same protocol, or at the end."""
-
-    def same(entry: Entry) -> bool:
-        return protocol(entry) == protocol(answer) and entry.get("parameters") == answer.get(
-            "parameters"
-        )
-
-    entries[:] = [answer if same(entry) else entry for entry in entries]
-    if answer not in entries:
-        entries.append(answer)
-
-
-def merge_checks(entries: list[Entry], answer: Entry) -> None:
-    """As merge, but a few checks do not replace all of them on the same weights."""
-    for entry in entries:
-        same = protocol(entry) == protocol(answer) and entry["weights"] == answer["weights"]
-        if same and (entry["level"], answer["level"]) == ("full", "quick"):
-            return
-    merge(entries, answer)
-
-
-def supersede(results: Entry, checkpoint: str, update: int) -> None:
-    """Put aside what was found of a checkpoint of that name before training went on to `update`.
-
-    It stays under `superseded`, each with the list that it was in, and is not the run's any more.
-    """
-    for kind in ("evaluations", "unions", "checks", "shifts"):
-        entries = results.get(kind, [])
-        old = [e for e in entries if e["checkpoint"] == checkpoint and e["update"] < update]
-        if old:
-            entries[:] = [entry for entry in entries if entry not in old]
-            results.setdefault("superseded", []).extend({"of": kind, **entry} for entry in old)
 
 
 # --- files beside it
@@ -262,4 +248,8 @@ def keep_pictures(
 
 
 def _file_name(entry: Entry) -> str:
-    return protocol(entry).replace(" ", "_").replace("/", "over")
+    """Other weights of the same checkpoint, and other images, have files of their own: what was
+    found of earlier ones keeps its files.
+    """
+    of = f"update {entry['update']} {entry['fingerprint'][:16]}"
+    return f"{protocol(entry)} {of}".replace(" ", "_").replace("/", "over")

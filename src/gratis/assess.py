@@ -17,6 +17,7 @@ from gratis.data.images import different_classes, first_of
 from gratis.detection import precision_entry
 from gratis.evaluate import Robustness, check_masking, robust_accuracy
 from gratis.evaluate.robustness import BATCHES_IN_A_POOL, always, pools_of
+from gratis.merging import merge, merge_checks, supersede
 from gratis.names import spell
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
@@ -50,13 +51,15 @@ def evaluate_run(
     images: the test split where it is at hand; else it is loaded as the run's recipe says.
     share: (rank, world) of a process that shares the images with others, through the run's
     directory. The first alone makes the masking checks and writes; the others return no answers.
-    The same attack, threat, images and checkpoint as an earlier evaluation replaces it. An
+    The same attack, threat, images and checkpoint as an earlier evaluation replaces it; images of
+    another fingerprint are others. An
     evaluation that was interrupted goes on with the pool of images that it was at.
     """
     recipe = from_plain(run.recipe)
     state, warnings = run.load_checkpoint(asked.checkpoint)
     images = split_for(recipe, state, images)
     results = described(run, recipe, images, state, asked.checkpoint, warnings)
+    origin = answers.origin(recipe, images, results.get("warnings", []))
     if asked.limit is not None:
         images = first_of(images, asked.limit)
     device = pick_device(recipe.engine.device)
@@ -67,12 +70,13 @@ def evaluate_run(
         if share[0]:
             return []  # one process is enough
         of = (asked.checkpoint, state["updates"])
-        found = precision_entry(model, images, recipe, of, partial(progress, "evaluate"))
+        found = precision_entry(model, images, recipe, of, partial(progress, "evaluate")) | origin
         run.write_results(results | {"detection": found})
         return [found]
     if recipe.data.stored is None:  # else they may be more than a device holds; batches move
         images = images.to(device)
-    setting = _Setting(run, asked, recipe, model, images, state["updates"], progress, share)
+    weights = {"update": state["updates"], "weights": fingerprint(model)}
+    setting = _Setting(run, asked, recipe, model, images, weights | origin, progress, share)
     if setting.rank:
         for ball in asked.balls:
             setting.answer_share(ball)
@@ -100,7 +104,7 @@ def described(
     reading it.
     """
     results = run.results or answers.header(run, recipe, images)
-    answers.supersede(results, checkpoint, state["updates"])
+    supersede(results, checkpoint, state["updates"])
     results.pop("warnings", None)
     if results["data"]["fingerprint"] != images.fingerprint:
         warnings = [*warnings, OTHER_IMAGES]
@@ -128,13 +132,12 @@ class _Setting:
         recipe: Recipe,
         model: nn.Module,
         images: Images,
-        update: int,
+        of: dict[str, Any],
         progress: Progress,
         share: tuple[int, int],
     ) -> None:
         self.run, self.asked, self.recipe, self.progress = run, asked, recipe, progress
-        self.model, self.images, self.update = model, images, update
-        self.weights = fingerprint(model)
+        self.model, self.images, self.of = model, images, of
         self.sample = sample_of(model, images.pixels(slice(SAMPLE)))
         self.batch_size = recipe.evaluation.batch_size or recipe.data.batch_size
         self.unfinished: list[Unfinished] = []
@@ -143,13 +146,12 @@ class _Setting:
     def under(self, ball: Ball, results: dict[str, Any]) -> list[dict[str, Any]]:
         """Evaluate under one ball; entries go into `results`, files into the run's directory."""
         found = self._found(ball)
-        of = {
-            **answers.about(ball, self.images, self.asked.checkpoint),
-            "update": self.update,
-            "weights": self.weights,
-        }
+        of = answers.about(ball, self.images, self.asked.checkpoint) | self.of
         alone = self.asked.alone or len(found.attacks) == 1
-        entries = list(answers.each(found, ball, of)) if alone else [answers.in_turn(found, of)]
+        classes = len(self.images.classes)
+        entries = (
+            list(answers.each(found, ball, classes, of)) if alone else [answers.in_turn(found, of)]
+        )
         if not self.run.pictures() or ball is self.asked.balls[0]:
             answers.keep_pictures(
                 self.run, found, entries[-1], ball, self.images, self.asked.checkpoint
@@ -158,9 +160,9 @@ class _Setting:
         if self.asked.keep_points:
             answers.keep_points(self.run, found, entries, self.images)
         for entry in entries:
-            answers.merge(results["evaluations"], entry)
+            merge(results, "evaluations", entry)
         if alone and len(found.attacks) > 1:
-            answers.merge(results.setdefault("unions", []), answers.union(found, of))
+            merge(results, "unions", answers.union(found, of))
         if self.asked.checks != "none":
             other = self.asked.surrogate
             checked = {
@@ -169,7 +171,7 @@ class _Setting:
                 **({} if other is None else {"surrogate": other.path.name}),
                 **self._checked(found, ball),
             }
-            answers.merge_checks(results.setdefault("checks", []), checked)
+            merge_checks(results, checked)
         return entries
 
     def answer_share(self, ball: Ball) -> None:
@@ -193,7 +195,7 @@ class _Setting:
         return Unfinished.of(
             self.run.unfinished,
             {
-                "weights": self.weights,
+                "weights": self.of["weights"],
                 "attacks": asked.attacks,
                 "ball": repr(ball),
                 "seed": self.recipe.seed,
@@ -253,7 +255,7 @@ class _Setting:
     def _history(self) -> list[float]:
         """Robust accuracy at the checks of training, up to these weights."""
         checks = [record for record in self.run.log() if record["kind"] == "check"]
-        return [r["robust_accuracy"] for r in checks if r["update"] <= self.update]
+        return [r["robust_accuracy"] for r in checks if r["update"] <= self.of["update"]]
 
     def _surrogate(self) -> nn.Module | None:
         """Another run's network for the same images."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gratis.assess import split_for, trained
 from gratis.names import spell
+from gratis.origins import fingerprint, of_first_images
 from gratis.recipe import from_plain
 from gratis.run import Run
 from gratis.setting import network
@@ -134,7 +135,7 @@ def robustbench(run: Run, about: dict[str, Any], checkpoint: str | None = None) 
     checkpoint = checkpoint or recipe.evaluation.checkpoint
     found = [
         entry
-        for entry in results["evaluations"]
+        for entry in of_first_images(results, results["evaluations"])
         if (entry["attack"], entry["checkpoint"]) == ("autoattack", checkpoint)
         and (entry["threat"]["norm"], entry["threat"]["eps"]) == (ball.norm, ball.eps)
     ]
@@ -148,6 +149,8 @@ def robustbench(run: Run, about: dict[str, Any], checkpoint: str | None = None) 
     whole = len(load_split(recipe.data, "test"))
     count = entry["images"]["count"]
     note = "" if count == whole else f"first {count} of {whole} test images; "
+    version = entry["parameters"].get("version", "standard")
+    note += "" if version == "standard" else f"AutoAttack {version}; "
     return {
         "link": None,
         "name": run.path.resolve().name,
@@ -169,10 +172,24 @@ def robustbench(run: Run, about: dict[str, Any], checkpoint: str | None = None) 
 
 
 def _unreliable(results: dict[str, Any], entry: dict[str, Any]) -> bool | None:
-    """Whether masking checks speak against the figure; None where none were made."""
-    same = ("threat", "checkpoint", "images")
-    checks = [c for c in results.get("checks", []) if all(c[key] == entry[key] for key in same)]
-    return checks[-1]["verdict"] == "evaluation unreliable" if checks else None
+    """Whether masking checks of AutoAttack speak against its figure, or black-box queries find more
+    (M3), which is what RobustBench itself looks at; None where none were made of it.
+    """
+    checks = [
+        check
+        for check in results.get("checks", [])
+        if "autoattack" in check.get("judged", [])
+        and all(check.get(key) == entry.get(key) for key in ("threat", "checkpoint", "images"))
+        and check.get("weights") == entry.get("weights")
+        and fingerprint(results, check) == fingerprint(results, entry)
+    ]
+    if not checks:
+        return None
+    return any(
+        check["verdict"] == "evaluation unreliable"
+        or any((f["id"], f["verdict"]) == ("M3", "fail") for f in check["findings"])
+        for check in checks
+    )
 
 
 def write_json(values: dict[str, Any], out: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gratis.answers import origin
 from gratis.assess import Progress, described, nowhere, split_for, trained
 from gratis.data import Images
 from gratis.data.cells import Batch
@@ -18,6 +19,7 @@ from gratis.data.shifted import Asked, Shift, opened
 from gratis.detection import COCO_C, batch_of, coco_c
 from gratis.evaluate.shift import Answer, answer, corruption_figures, normalised
 from gratis.files import write_atomically
+from gratis.origins import fingerprint as images_of
 from gratis.recipe import from_plain
 from gratis.run import Run
 from gratis.setting import pick_device
@@ -39,7 +41,8 @@ def shift_run(
     """Evaluate a run on each shift, merge the outcomes into its results.json and return them.
 
     checkpoint: its name; the recipe's if None. The same shift and checkpoint as an earlier
-    evaluation replaces it. One that was interrupted goes on with the cell that it was at.
+    evaluation replaces it, but a part of a shift stands beside all of it. One that was interrupted
+    goes on with the cell that it was at.
     Raises ValueError for what `gratis.data.shifted.opened` refuses, before anything is evaluated
     on that shift; what was evaluated before it is kept.
     """
@@ -48,6 +51,7 @@ def shift_run(
     state, warnings = run.load_checkpoint(checkpoint)
     images = split_for(recipe, state)
     results = described(run, recipe, images, state, checkpoint, warnings)
+    origins = origin(recipe, images, results.get("warnings", []))
     model = trained(recipe, images, state).to(pick_device(recipe.engine.device))
     if recipe.engine.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -65,18 +69,27 @@ def shift_run(
             )
         judged = _boxes if recipe.detects else _evaluated
         entry, unfinished = judged(run, model, images, one, of, progress)
-        merge(results.setdefault("shifts", []), entry)
+        entry |= origins
+        merge(results, entry)
         run.write_results(results)
         unfinished.done()
         entries.append(entry)
     return entries
 
 
-def merge(entries: list[Entry], found: Entry) -> None:
-    """Put `found` in the place of the entry of the same shift and checkpoint, or at the end."""
-    same = [(entry["shift"], entry["checkpoint"]) for entry in entries]
-    if (key := (found["shift"], found["checkpoint"])) in same:
-        entries[same.index(key)] = found
+def merge(results: Entry, found: Entry) -> None:
+    """Put `found` in the place of the entry of the same shift, checkpoint and test images, or at
+    the end. All of a shift and a part of it stand side by side.
+    """
+
+    def key(entry: Entry) -> tuple[str, str, str, bool]:
+        images = images_of(results, entry)
+        return entry["shift"], entry["checkpoint"], images, "partial" in entry
+
+    entries = results.setdefault("shifts", [])
+    same = [key(entry) for entry in entries]
+    if key(found) in same:
+        entries[same.index(key(found))] = found
     else:
         entries.append(found)
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gratis.names import spell
+from gratis.origins import fingerprint
 from gratis.run import Record, Run
 
 NOTHING = "–"  # noqa: RUF001
@@ -23,15 +24,17 @@ def table(runs: list[Run]) -> None:
     from rich.console import Console
 
     console = Console()
-    protocols: dict[str, list[tuple[Record, Record]]] = {}
+    protocols: dict[tuple[str, str], list[tuple[Record, Record]]] = {}
     notes: dict[str, None] = {}
     for run in runs:
         results = run.results or {"evaluations": []}
         for entry in results["evaluations"]:
-            protocols.setdefault(_protocol(entry), []).append((results, entry))
+            # runs on other images stand in a table of their own
+            key = _protocol(entry), fingerprint(results, entry)
+            protocols.setdefault(key, []).append((results, entry))
         if note := results.get("data", {}).get("note"):
             notes[note] = None
-    for protocol, rows in protocols.items():
+    for (protocol, _), rows in protocols.items():
         console.print(_rows(protocol, rows))
     for run in runs:
         if (found := (run.results or {}).get("detection")) is not None:

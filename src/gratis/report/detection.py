@@ -40,7 +40,7 @@ def detections(views: Sequence[RunView]) -> list[Record]:
             "entry": entry,
             "figures": [(entry[key], points(entry[key])) for key in FIGURES],
             "protocol": protocol(entry),
-            "notes": notes(entry),
+            "notes": [*notes(entry), *view.remarks(entry)],
             "command": shlex.join(command(view, entry)),
         }
         for view in views
@@ -56,7 +56,7 @@ def corrupted(views: Sequence[RunView]) -> list[Record]:
             "entry": entry,
             "facts": facts(entry),
             "protocol": protocol(entry),
-            "notes": notes(entry),
+            "notes": [*notes(entry), *view.remarks(entry)],
             "table": table(entry),
             "command": _corrupted_command(view, entry),
         }
@@ -75,6 +75,7 @@ def protocol(entry: Record) -> str:
     """In one line what every figure of it must be read with."""
     if is_coco_c(entry):
         parts = [f"COCO-C, {entry['images_per_cell']:,} images a cell", entry["preprocessing"]]
+        parts += entry.get("partial", [])
         if "library" in entry:
             parts.append(f"{entry['library']} {entry['version']}")
     else:

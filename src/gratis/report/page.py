@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 from gratis.report.detection import FIGURES, corrupted, detections, points
 from gratis.report.flags import flags
+from gratis.report.headline import headline
 from gratis.report.images import attacked
 from gratis.report.plots import pareto, training_curves
 from gratis.report.protocols import protocols, verifications
-from gratis.report.runs import RunView, headline, notes, run_views
+from gratis.report.runs import RunView, notes, run_views
 from gratis.report.shifts import shifts
 from gratis.report.values import environment, threat
 from gratis.report.views import groups

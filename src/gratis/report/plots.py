@@ -1,6 +1,6 @@
 """The page's line drawings: training curves, and robust accuracy against what it cost."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -55,15 +55,14 @@ def training_curves(views: Sequence[RunView]) -> Record:
 
 
 def pareto(found: Sequence[Protocol]) -> list[Record]:
-    """For each protocol of several runs whose cost is known, {protocol, svg, points, frontier}.
+    """For each protocol of several runs whose cost is known, and that had equally many training
+    images, {protocol, images, svg, points, frontier}.
 
-    points: (passes, robust accuracy, run).  frontier: the runs that none beats at their price.
+    images: training images, None where that was not kept.  points: (passes, robust accuracy, run).
+    frontier: the runs that none beats at their price.
     """
-    figures = []
-    for number, measured in enumerate(found):
-        rows = [(v, v.budget["metered_passes"], entry) for v, entry in measured.rows if v.budget]
-        if len(rows) < 2:
-            continue
+    figures: list[Record] = []
+    for measured, images, rows in _priced(found):
         curves, points = [], []
         for view, spent, entry in rows:
             robust = entry["robust"]
@@ -79,14 +78,36 @@ def pareto(found: Sequence[Protocol]) -> list[Record]:
         )
         asked = protocol(measured.evaluation, measured.data["name"])
         svg = curves_svg(
-            f"pareto-{number}",
+            f"pareto-{len(figures)}",
             f"Robust accuracy against passes spent ({asked}). {words}.",
             [Curve(0, steps[:, 0], steps[:, 1], "frontier"), *curves],
             y_label="robust accuracy",
             percent=True,
         )
-        figures.append({"protocol": measured, "svg": svg, "points": points, "frontier": ahead})
+        figures.append(
+            {
+                "protocol": measured,
+                "images": images,
+                "svg": svg,
+                "points": points,
+                "frontier": ahead,
+            }
+        )
     return figures
+
+
+def _priced(
+    found: Sequence[Protocol],
+) -> Iterator[tuple[Protocol, int | None, list[tuple[RunView, float, Record]]]]:
+    """(protocol, training images, [(run, passes, entry), ...]) of two runs or more: a pass is one
+    for each training image, so that passes compare where there are equally many of those.
+    """
+    for measured in found:
+        rows = [(v, v.price, entry) for v, entry in measured.rows if v.price is not None]
+        for images in dict.fromkeys(view.training_images for view, *_ in rows):
+            alike = [row for row in rows if row[0].training_images == images]
+            if len(alike) > 1:
+                yield measured, images, alike
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

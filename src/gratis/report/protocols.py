@@ -61,13 +61,14 @@ def verifications(views: Sequence[RunView]) -> list[Verified]:
 
 
 def _upper_bound(view: RunView, summary: Record) -> Record | None:
-    """The strongest attack on the same checkpoint within the same ball; on the same images where
-    there is one.
+    """The strongest attack on the same checkpoint within the same ball, on images of the same test
+    split; on the same ones where there is one.
     """
     same = [
         entry
         for entry in view.evaluations + view.unions
         if all(entry.get(key) == summary.get(key) for key in ("threat", "checkpoint", "update"))
+        and view.fingerprint(entry) == summary["data"]["fingerprint"]
     ]
     on_these = [entry for entry in same if entry["images"] == summary["images"]]
     return min(on_these or same, key=lambda entry: float(entry["robust"]["accuracy"]), default=None)

@@ -1,4 +1,4 @@
-"""A run as the page shows it, and the page in one sentence."""
+"""A run as the page shows it."""
 
 import json
 import math
@@ -11,8 +11,9 @@ import numpy as np
 from gratis.figures import COLOURS, MARKERS, Array
 from gratis.held import RECIPE
 from gratis.names import spell
+from gratis.origins import differences, fingerprint
 from gratis.report.phases import phases
-from gratis.report.values import distinct, images, listed, passes, threat
+from gratis.report.values import distinct, listed
 from gratis.run import Record, Run
 
 
@@ -48,6 +49,7 @@ class RunView:
                 evaluation["clean"]
                 for evaluation in self.evaluations
                 if all(evaluation[key] == union[key] for key in ("threat", "checkpoint", "images"))
+                and self.fingerprint(evaluation) == self.fingerprint(union)
             ]
             named = {"attack": f"all of {listed(union['attacks'])}", "parameters": {}}
             found.append({**union, **named, "clean": clean[0] if clean else None})
@@ -85,6 +87,19 @@ class RunView:
         return budget
 
     @property
+    def price(self) -> float | None:
+        """Passes for each training image, those of checks during training among them; None where
+        they are not known.
+        """
+        budget = self.budget
+        return None if budget is None else budget["metered_passes"] + budget["guard_passes"]
+
+    @property
+    def training_images(self) -> int | None:
+        """How many there were; None where an earlier version did not keep it."""
+        return None if self.budget is None else self.budget.get("images")
+
+    @property
     def finished(self) -> bool:
         """Whether training has ended, as far as results and log know."""
         if self.results is None or not self.results.get("finished", True):
@@ -106,7 +121,13 @@ class RunView:
 
     @property
     def warnings(self) -> list[str]:
-        return [] if self.results is None else list(self.results.get("warnings", []))
+        """Of the last evaluation, and of all whose figures are shown."""
+        if self.results is None:
+            return []
+        kinds = ("evaluations", "unions", "checks", "shifts")
+        entries = [entry for kind in kinds for entry in self._resulting(kind)]
+        entries += [self.detection] if self.detection else []
+        return distinct(said for of in (self.results, *entries) for said in of.get("warnings", []))
 
     @property
     def recipe_changed(self) -> bool:
@@ -149,9 +170,22 @@ class RunView:
         """What an evaluation shares with those that compare with it."""
         assert self.results is not None
         keys = ("attack", "parameters", "threat", "checkpoint", "images")
-        data = self.results["data"]
         asked = {key: evaluation[key] for key in keys}
-        return json.dumps([asked, data["name"], data["fingerprint"]], sort_keys=True)
+        data = [self.results["data"]["name"], self.fingerprint(evaluation)]
+        return json.dumps([asked, *data], sort_keys=True)
+
+    def fingerprint(self, entry: Record) -> str:
+        """Of the test images that an entry is of."""
+        return fingerprint(self.results or {}, entry)
+
+    def remarks(self, entry: Record) -> list[str]:
+        """What must be read with an entry's figure beside its protocol: images, device and versions
+        where they are not the header's, warnings, successes that did not hold.
+        """
+        said = [*differences(self.results or {}, entry), *entry.get("warnings", [])]
+        if count := entry.get("rejected"):
+            said.append(f"{count} successes of the attack did not hold when looked at again")
+        return said
 
     # --- commands that do it again
 
@@ -240,53 +274,6 @@ def _labels(runs: Sequence[Run]) -> list[str]:
         else:
             labels.append(f"{method} ({run.path if repeated[method, name] > 1 else name})")
     return labels
-
-
-def headline(views: Sequence[RunView]) -> str:
-    """The page in plain words: what was trained on what, at what budget, attacked how."""
-    sentences = []
-    for data in distinct(view.data_name for view in views if view.results is not None):
-        of_data = [view for view in views if view.data_name == data]
-        if trained := [view for view in of_data if view.budget]:
-            each = " each" if len(trained) > 1 else ""
-            how = f"trained on {data} at {_budget(trained)} passes per training image{each}"
-            sentences.append(f"{listed([v.label for v in trained])}, {how}, {_attacked(trained)}.")
-        if given := [view for view in of_data if view.given]:
-            how = f"trained elsewhere, tested on {data}"
-            sentences.append(f"{listed([v.label for v in given])}, {how}, {_attacked(given)}.")
-    waiting = [view for view in views if not view.finished]
-    if waiting:
-        verb = "has" if len(waiting) == 1 else "have"
-        figures = "; figures are of weights on the way" if any(v.results for v in waiting) else ""
-        sentences.append(
-            f"{listed([v.label for v in waiting])} {verb} not finished; the curves show how far "
-            f"training is{figures}."
-        )
-    return " ".join(sentences)
-
-
-def _attacked(views: Sequence[RunView]) -> str:
-    attacks: dict[str, list[str]] = {}  # by threat and images
-    boxes = distinct(images(view.detection) for view in views if view.detection)
-    for evaluation in (evaluation for view in views for evaluation in view.evaluations):
-        against = f"({threat(evaluation['threat'])}, {images(evaluation)})"
-        attacks.setdefault(against, []).append(evaluation["attack"])
-    if not attacks and boxes:
-        return f"judged by the boxes that each finds in {listed(boxes)}"
-    if not attacks:
-        return "not attacked yet"
-    said = [f"{listed(distinct(names))} {against}" for against, names in attacks.items()]
-    return f"attacked with {listed(said)}"
-
-
-def _budget(trained: Sequence[RunView]) -> str:
-    budgets = [view.budget["predicted_passes"] for view in trained if view.budget]
-    low, high = min(budgets), max(budgets)
-    if passes(low) == passes(high):
-        return f"a budget of {passes(high)}"
-    if high - low < 0.02 * high:  # one budget, that whole updates do not quite use up
-        return f"a budget of about {passes(high)}"
-    return f"budgets of {passes(low)} to {passes(high)}"
 
 
 def notes(views: Sequence[RunView]) -> list[str]:

@@ -31,7 +31,7 @@ def shifts(views: Sequence[RunView]) -> list[Record]:
             "entry": entry,
             "facts": facts(entry),
             "protocol": protocol(entry),
-            "notes": [*notes(entry), *([view.note] if view.note else [])],
+            "notes": [*notes(entry), *view.remarks(entry), *([view.note] if view.note else [])],
             "table": table(entry) if "cells" in entry else None,
             "command": command(view, entry),
         }
@@ -92,6 +92,7 @@ def _measured(share: Record, key: str) -> str:
 def protocol(entry: Record) -> str:
     """In one line what every figure of it must be read with."""
     parts = [title(entry), f"{entry['images_per_cell']:,} images a cell", entry["preprocessing"]]
+    parts += entry.get("partial", [])
     if "library" in entry:
         parts.append(f"{entry['library']} {entry['version']}")
     parts += [f"checkpoint {entry['checkpoint']}", entry["precision"]]

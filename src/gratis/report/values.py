@@ -44,10 +44,12 @@ def radius(eps: float) -> str:
     return plain
 
 
+def norm(name: str) -> str:
+    return {"linf": "L∞", "l2": "L2", "l1": "L1"}.get(name, name)
+
+
 def threat(record: Record) -> str:
-    norms = {"linf": "L∞", "l2": "L2", "l1": "L1"}
-    norm = norms.get(record["norm"], record["norm"])
-    return f"{norm}, eps {radius(record['eps'])}"
+    return f"{norm(record['norm'])}, eps {radius(record['eps'])}"
 
 
 def images(evaluation: Record) -> str:

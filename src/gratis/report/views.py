@@ -11,7 +11,7 @@ from gratis.figures import Array, Curve, curves_svg, png_data_uri
 from gratis.names import spell
 from gratis.report.images import size, surfaces
 from gratis.report.runs import RunView, notes
-from gratis.report.values import distinct, listed, percent, radius, threat
+from gratis.report.values import distinct, listed, norm, percent, radius, threat
 from gratis.run import Record
 
 
@@ -37,12 +37,15 @@ class Sight:
 
 
 def groups(views: Sequence[RunView]) -> list[Record]:
-    """What the page shows of all views.npz: a group for every set of images and large radius."""
+    """What the page shows of all views.npz: a group for every set of images, large
+    radius and norm of the runs' own radii.
+    """
     found: dict[str, list[Sight]] = {}
     for view in views:
         if view.view_arrays:
             sight = _sight(view)
-            key = json.dumps([sight.about[k] for k in ("data", "count", "large_eps")])
+            asked = [sight.about[k] for k in ("data", "count", "large_eps")]
+            key = json.dumps([*asked, sight.about["threat"]["norm"]])
             found.setdefault(key, []).append(sight)
     return [_group(number, sights) for number, sights in enumerate(found.values())]
 
@@ -68,6 +71,7 @@ def _group(number: int, sights: Sequence[Sight]) -> Record:
         "count": about["count"],
         "surface_images": about["surface_images"],
         "attack": about["attack"],
+        "norm": norm(about["threat"]["norm"]),
         "large_eps": radius(about["large_eps"]),
         "checkpoint": listed(distinct(sight.about["checkpoint"] for sight in sights)),
         "threats": listed(threats),
@@ -129,6 +133,7 @@ def _large(sights: Sequence[Sight], kind: str) -> Record:
 
 def _curve(number: int, sights: Sequence[Sight]) -> str:
     curves, words = [], []
+    of = norm(sights[0].about["threat"]["norm"])
     for sight in sights:
         radii = [0.0, *sight.about["radii"]]
         shares = [sight.accuracy(eps) for eps in radii]
@@ -139,10 +144,10 @@ def _curve(number: int, sights: Sequence[Sight]) -> str:
         words.append(f"{sight.view.label} {said}")
     return curves_svg(
         f"falls-{number}",
-        f"Accuracy against eps. {'; '.join(words)}.",
+        f"Accuracy against {of} eps. {'; '.join(words)}.",
         curves,
         y_label="accuracy",
-        x_label="eps",
+        x_label=f"{of} eps",
         percent=True,
     )
 

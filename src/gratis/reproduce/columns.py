@@ -23,6 +23,8 @@ PLAIN_MEASURES = (
 epoch; passes as papers count them, over those of the table's first row. And PREDICTED.
 """
 
+NOT_YET = "not measured here"
+
 SHIFTS = {
     "corruption-error": ("imagenet-c", "corruptions"),
     "imagenet-r": ("imagenet-r",),
@@ -43,6 +45,7 @@ class Column:
 
     measure: one of PLAIN_MEASURES or of SHIFTS, an attack's name, or extra:KEY of what is done
     after training.
+    cpu: the attack at that scale, where the measure is of the paper's data.
     eps: of the attack; the row's own unless given.  missing: why `measure` is not measured here;
     it stands until an attack of that name does, or the files of a shift are given.
     """
@@ -52,6 +55,7 @@ class Column:
     measure: str = "clean"
     eps: float | None = None
     missing: str = ""
+    cpu: str = ""
 
     def __post_init__(self) -> None:
         if not (self.measured or self.missing):
@@ -60,6 +64,8 @@ class Column:
                 f"{', '.join((*PLAIN_MEASURES, *SHIFTS))}, attacks such as pgd-50-10, extra:KEY; "
                 "or say in `missing` why nothing here measures it"
             )
+        if self.cpu:
+            parse_attack(self.cpu)  # what is no attack is answered before any run
 
     @property
     def attack(self) -> str | None:

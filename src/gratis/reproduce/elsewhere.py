@@ -8,6 +8,7 @@ from gratis.assess import Progress
 from gratis.data.corruptions import COMMON, EXTRA
 from gratis.data.shifted import Asked
 from gratis.recipe import from_plain
+from gratis.reproduce.cells import asked_of_shift
 from gratis.reproduce.columns import MADE, SHIFTS
 from gratis.reproduce.outcome import FACTS
 from gratis.reproduce.papers import Table
@@ -36,10 +37,10 @@ def asked(table: Table, places: Places, limit: int | None) -> list[Asked]:
 def look(table: Table, run: Run, places: Places, progress: Progress) -> None:
     """Evaluate a finished row on what was not looked at yet; why it cannot be stays in FACTS."""
     recipe = from_plain(run.recipe)
-    checkpoint, found = recipe.evaluation.checkpoint, (run.results or {}).get("shifts", [])
-    known = [entry for entry in found if entry["checkpoint"] == checkpoint]
+    limit = recipe.evaluation.limit
+    known = asked_of_shift(run.results or {}, recipe.evaluation.checkpoint, limit)
     reasons = {}
-    for one in asked(table, places, recipe.evaluation.limit):
+    for one in asked(table, places, limit):
         if any(_answers(entry, one) for entry in known):
             continue
         try:
@@ -54,11 +55,6 @@ def look(table: Table, run: Run, places: Places, progress: Progress) -> None:
 
 
 def _answers(entry: Record, one: Asked) -> bool:
-    """Whether an entry is of the shift as the table asks for it, and not of a part of it."""
-    limited = [] if one.limit is None else [f"at most {one.limit} images a cell"]
+    """Whether an entry is of the shift, and of all corruptions, that the table asks for."""
     corruptions = {corruption for corruption, _ in one.grid}
-    return (
-        entry["shift"] == one.name
-        and entry.get("partial", []) == limited
-        and corruptions <= set(entry.get("corruptions", corruptions))
-    )
+    return entry["shift"] == one.name and corruptions <= set(entry.get("corruptions", corruptions))

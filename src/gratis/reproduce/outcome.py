@@ -7,10 +7,11 @@ from typing import Any
 
 from gratis.fits import fitting
 from gratis.names import number, spell
+from gratis.origins import of_first_images
 from gratis.recipe import Plain
 from gratis.report.detection import protocol as of_boxes
-from gratis.report.shifts import protocol
-from gratis.reproduce.columns import PHASE_MINUTES, PREDICTED, SHIFTS, Column
+from gratis.reproduce.cells import shifted
+from gratis.reproduce.columns import NOT_YET, PHASE_MINUTES, PREDICTED, SHIFTS, Column
 from gratis.reproduce.papers import Row, Scale, Table
 from gratis.reproduce.settings import JPEG, attack, values
 from gratis.run import Record, Run
@@ -27,7 +28,6 @@ SCALE_WORDS: dict[Scale, str] = {
     "cpu": "cpu",
     "paper": "paper",
 }
-NOT_YET = "not measured here"
 
 
 def outcome(
@@ -181,7 +181,7 @@ def _measured(
 ) -> Record:
     """{"measured": number, ...}, or {"why": words} for a cell without one."""
     if column.measure in SHIFTS:
-        return _elsewhere(column, scale, results, facts)
+        return shifted(column, scale, recipe, results, facts)
     if not column.measured:
         return {"why": f"{NOT_YET}: {column.missing}"}
     if not results:
@@ -223,7 +223,8 @@ def _asked(results: Record, recipe: Plain) -> list[Record]:
     """The evaluations of the checkpoint and of as many images as the recipe asks for."""
     wanted = recipe.get("evaluation") or {}
     checkpoint, limit = wanted.get("checkpoint", "last"), wanted.get("limit")
-    return fitting(results, "evaluations", checkpoint=checkpoint, limit=limit)
+    found = fitting(results, "evaluations", checkpoint=checkpoint, limit=limit)
+    return of_first_images(results, found)
 
 
 def _phase(column: Column, results: Record, recipe: Plain, facts: Record) -> Record:
@@ -242,37 +243,6 @@ def _precision(entry: Record) -> Record:
         return {"why": "none of the images has a box"}
     of = of_boxes(entry)
     return {"measured": 100 * entry["map"], "images": entry["images"]["count"], "of": of}
-
-
-def _elsewhere(column: Column, scale: Scale, results: Record, facts: Record) -> Record:
-    """On images from another distribution: percent as the paper prints them, and which ones."""
-    if scale == "smoke" and column.measure == "coco-c":
-        return {"why": f"{NOT_YET}: at this scale 75 corruptions would take longer than the rest"}
-    if scale == "smoke":
-        return {"why": f"{NOT_YET}: at this scale images are grey and 8 pixels wide"}
-    entries = {entry["shift"]: entry for entry in results.get("shifts", [])}
-    for name in SHIFTS[column.measure]:
-        if name in entries:
-            return _found(entries[name])
-        if reason := facts.get("shifts", {}).get(name):
-            return {"why": reason}
-    if column.missing:
-        return {"why": f"{NOT_YET}: {column.missing}"}
-    return {"why": "not looked at yet" if results else "not run"}
-
-
-def _found(entry: Record) -> Record:
-    if "mpc" in entry:
-        said = f"mean of {entry['mpc_cells']} cells of {of_boxes(entry)}"
-        return {"measured": 100 * entry["mpc"], "images": entry["images_per_cell"], "of": said}
-    of = {"of": protocol(entry), "images": entry["images_per_cell"]}
-    if "accuracy" in entry:
-        share = entry["accuracy"]
-        interval = [100 * bound for bound in share["ci95"]]
-        return {"measured": 100 * share["accuracy"], "ci95": interval, **of}
-    key = "mean_error_19" if "mean_error_19" in entry else "mean_error"
-    of["of"] = f"mean over {19 if key == 'mean_error_19' else entry['mean_of']} of {of['of']}"
-    return {"measured": 100 * entry[key], **of}
 
 
 def _threat(recipe: Plain) -> tuple[str, float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from gratis.report import environment
 from gratis.reproduce import drawings
-from gratis.reproduce.outcome import NOT_YET
+from gratis.reproduce.columns import NOT_YET
 from gratis.reproduce.papers import Table
 from gratis.run import Record
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gratis import recipe as recipes
+from gratis.names import parse_attack
 from gratis.recipe import Plain, override
 from gratis.reproduce.columns import Column
 from gratis.reproduce.papers import Row, Scale, Table
@@ -44,6 +45,8 @@ FEW_BOXES = "coco128"
 
 def attack(column: Column, scale: Scale) -> str | None:
     """The attack that is run for a column; at smoke with few steps."""
+    if scale == "cpu" and column.cpu:
+        return parse_attack(column.cpu).text
     if column.attack is None or scale != "smoke":
         return column.attack
     head, colon, options = column.attack.partition(":")

@@ -41,6 +41,7 @@ def state_of(run: "Training") -> dict[str, Any]:
         "stopped": run.stopped,
         "done": run.done,
         "budget": {
+            "images": run.images,
             "predicted_passes": passes_of(run.plan.thirds, run.images),
             "metered_passes": run.passes(run.learner.spent.thirds),
             "papers_passes": run.processes.world * run.learner.spent.papers / run.images,
