@@ -81,6 +81,36 @@ def test_figures_of_other_images_are_no_answer_for_the_run(run: Run, tmp_path: P
     assert asked.answered_by(results_of(run))
 
 
+def test_where_the_runs_own_images_have_changed_they_are_asked_about(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by another decoder of JPEGs: what the recipe reads is what tables and exports are of."""
+    asked = replace(question(from_plain(run.recipe)), attacks=("fgsm",), limit=9)
+    (first,) = evaluate(run, "--attack", "fgsm")
+    before = results_of(run)["data"]["fingerprint"]
+    Image.new("L", (8, 8), 7).save(tmp_path / "images" / "test" / "a" / "0.png")
+    old, new = evaluate(run, "--attack", "fgsm")
+    assert old == first
+    assert results_of(run)["data"]["fingerprint"] == new["fingerprint"] != before
+    assert new["warnings"] == [assess.OTHER_IMAGES]
+    assert asked.answered_by(results_of(run))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"on test images with fingerprint {before[:16]}" in shown
+    assert "data.root=DIR" in page(run)
+    old, again = evaluate(run, "--attack", "fgsm")
+    assert old == first
+    assert "warnings" not in again
+
+
+def test_another_choice_of_parameters_by_a_later_version_replaces(run: Run) -> None:
+    evaluate(run, "--attack", "fgsm")
+    results = results_of(run)
+    results["evaluations"][0]["parameters"]["alpha"] = 1.0
+    (run.path / "results.json").write_text(json.dumps(results))
+    (entry,) = evaluate(run, "--attack", "fgsm")
+    assert entry["parameters"]["alpha"] != 1.0
+
+
 def test_entries_of_earlier_versions_are_of_the_headers_images(run: Run) -> None:
     evaluate(run, "--attack", "fgsm")
     results = results_of(run)

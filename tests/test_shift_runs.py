@@ -256,7 +256,7 @@ def test_an_interrupted_evaluation_goes_on_with_its_cell(run, monkeypatch):
 
 def test_other_questions_do_not_take_what_was_kept(run, monkeypatch):
     real = shifts.answer
-    monkeypatch.setattr(shifts, "merge", None)  # stops when every cell is answered
+    monkeypatch.setattr(shifts, "merge_shift", None)  # stops when every cell is answered
     with pytest.raises(TypeError):
         shifts.shift_run(run, [GENERATED])
     monkeypatch.undo()

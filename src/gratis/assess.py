@@ -19,6 +19,7 @@ from gratis.evaluate import Robustness, check_masking, robust_accuracy
 from gratis.evaluate.robustness import BATCHES_IN_A_POOL, always, pools_of
 from gratis.merging import merge, merge_checks, supersede
 from gratis.names import spell
+from gratis.origins import keep_origins
 from gratis.recipe import Recipe, from_plain
 from gratis.run import Run
 from gratis.setting import network, pick_device
@@ -28,7 +29,7 @@ from gratis.weights import weights_of
 
 PICTURES = 8
 OTHER_IMAGES = (
-    "the test images are not, to the bit, those of the first evaluation: figures may not compare"
+    "the test images are not, to the bit, those of earlier evaluations: figures may not compare"
 )
 
 Progress = Callable[[str, int, int, str], None]
@@ -108,6 +109,10 @@ def described(
     results.pop("warnings", None)
     if results["data"]["fingerprint"] != images.fingerprint:
         warnings = [*warnings, OTHER_IMAGES]
+        if not run.places:  # the recipe's own images have changed, and are what is asked about
+            keep_origins(results)
+            fresh = answers.header(run, recipe, images)
+            results |= {key: fresh[key] for key in ("data", "device", "versions")}
     if warnings:
         results["warnings"] = warnings
     if "given" in state:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gratis.assess import split_for, trained
 from gratis.names import spell
-from gratis.origins import fingerprint, of_first_images
+from gratis.origins import fingerprint, of_own_images
 from gratis.recipe import from_plain
 from gratis.run import Run
 from gratis.setting import network
@@ -135,7 +135,7 @@ def robustbench(run: Run, about: dict[str, Any], checkpoint: str | None = None) 
     checkpoint = checkpoint or recipe.evaluation.checkpoint
     found = [
         entry
-        for entry in of_first_images(results, results["evaluations"])
+        for entry in of_own_images(results, results["evaluations"])
         if (entry["attack"], entry["checkpoint"]) == ("autoattack", checkpoint)
         and (entry["threat"]["norm"], entry["threat"]["eps"]) == (ball.norm, ball.eps)
     ]

@@ -131,6 +131,7 @@ def _asked(learner: Learner, method: Method, batch: Batch, whole: bool) -> tuple
         (id(method), _hyperparameters(method)),
         (batch.x.shape, batch.y.shape, batch.y.dtype, batch.generator is None),
         (learner.dtype, [p.requires_grad for p in learner.model.parameters()]),
+        [module.training for module in learner.model.modules()],
         _settings(learner.optimizer) if whole else None,
     )
 

@@ -41,10 +41,7 @@ def merge_checks(results: Entry, answer: Entry) -> None:
 
 def _same(results: Entry, one: Entry, other: Entry) -> bool:
     """Whether two entries answer the same question."""
-    asked = [
-        (protocol(entry), entry.get("parameters"), fingerprint(results, entry))
-        for entry in (one, other)
-    ]
+    asked = [(protocol(entry), fingerprint(results, entry)) for entry in (one, other)]
     return asked[0] == asked[1]
 
 

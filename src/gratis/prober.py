@@ -45,6 +45,7 @@ class Prober:
         self.model, self.loss, self.norm, self.precision = bare(model), loss, norm, precision
         self.meter = meter if meter is not None else Meter()
         self.forward: Callable[[Tensor], Tensor] = self.model
+        self._compiled_by_user = runs_compiled(self.model)
 
     def __call__(
         self, x: Tensor, y: Tensor, loss: Loss | None = None, norm: Branch = "main"
@@ -84,7 +85,7 @@ class Prober:
 
     @property
     def _is_compiled(self) -> bool:
-        return self.forward is not self.model or runs_compiled(self.model)
+        return self.forward is not self.model or self._compiled_by_user
 
     def _autocast(self, x: Tensor, keep_casts: bool = True) -> AbstractContextManager[None]:
         wanted = self.precision is not None

@@ -70,14 +70,14 @@ def shift_run(
         judged = _boxes if recipe.detects else _evaluated
         entry, unfinished = judged(run, model, images, one, of, progress)
         entry |= origins
-        merge(results, entry)
+        merge_shift(results, entry)
         run.write_results(results)
         unfinished.done()
         entries.append(entry)
     return entries
 
 
-def merge(results: Entry, found: Entry) -> None:
+def merge_shift(results: Entry, found: Entry) -> None:
     """Put `found` in the place of the entry of the same shift, checkpoint and test images, or at
     the end. All of a shift and a part of it stand side by side.
     """

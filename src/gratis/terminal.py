@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gratis.names import spell
-from gratis.origins import fingerprint
+from gratis.origins import fingerprint, other_images
 from gratis.run import Record, Run
 
 NOTHING = "–"  # noqa: RUF001
@@ -35,7 +35,7 @@ def table(runs: list[Run]) -> None:
         if note := results.get("data", {}).get("note"):
             notes[note] = None
     for (protocol, _), rows in protocols.items():
-        console.print(_rows(protocol, rows))
+        console.print(_rows(", ".join([protocol, *other_images(*rows[0])]), rows))
     for run in runs:
         if (found := (run.results or {}).get("detection")) is not None:
             console.print(_boxes(run.results or {}, found))
@@ -116,14 +116,16 @@ def _about(run: Run, named: bool) -> "Iterator[str]":
     for union in results.get("unions", []):
         robust = 100 * union["robust"]["accuracy"]
         worst = f"{of}worst of {', '.join(union['attacks'])}"
-        yield f"{worst} at {_measured(union)}: robust {robust:.1f} %"
+        at = ", ".join([_measured(union), *other_images(results, union)])
+        yield f"{worst} at {at}: robust {robust:.1f} %"
     for checks in results.get("checks", []):
         verdicts = [finding["verdict"] for finding in checks["findings"]]
         warned = [f["id"] for f in checks["findings"] if f["verdict"] == "warn"]
         made = f"{len(verdicts) - verdicts.count('not run')} of {len(verdicts)} made"
         warnings = f"; warnings: {', '.join(warned)}" if warned else ""
         about = f"{of}masking checks of {', '.join(checks.get('judged', ['attacks']))}"
-        yield f"{about} at {_measured(checks)} ({made}): {checks['verdict']}{warnings}"
+        at = ", ".join([_measured(checks), *other_images(results, checks)])
+        yield f"{about} at {at} ({made}): {checks['verdict']}{warnings}"
 
 
 def _protocol(entry: Record) -> str:

@@ -131,7 +131,7 @@ def test_another_method_is_recorded_anew(gpu: StandInGpu) -> None:
     assert gpu.replays == 4
 
 
-@pytest.mark.parametrize("setting", ["lr", "weight_decay"])
+@pytest.mark.parametrize("setting", ["lr", "weight_decay", "a frozen norm"])
 def test_what_a_user_sets_between_batches_counts(gpu: StandInGpu, setting: str) -> None:
     ends = []
     for graphs in (False, True):
@@ -141,7 +141,10 @@ def test_what_a_user_sets_between_batches_counts(gpu: StandInGpu, setting: str) 
             ours.learn = Graphs(ours).learn
         some = list(batches((16,) * 6))
         told = learned(ours, method, iter(some[:3]))
-        ours.optimizer.param_groups[0][setting] = 0.3
+        if setting == "a frozen norm":
+            ours.model[1].eval()
+        else:
+            ours.optimizer.param_groups[0][setting] = 0.3
         ends.append((told, learned(ours, method, iter(some[3:])), standing(ours)))
     assert ends[0][:2] == ends[1][:2]
     assert_same(ends[0][2], ends[1][2])

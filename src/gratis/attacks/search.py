@@ -65,7 +65,9 @@ class Attacked:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """How one attack of several fared: which images [B] it was given, which of them it broke."""
+    """How one attack of several fared: which images [B] it was given, which of them it broke, as
+    was confirmed (attacks.confirming).
+    """
 
     attack: str
     given: Tensor

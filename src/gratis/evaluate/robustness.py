@@ -239,11 +239,16 @@ def _under(attack: Attack, attacked: Attacked, right: Tensor) -> tuple[Tensor, T
     if len(todo):
         given = replace(attacked.of(todo), tell=attacked.tell)
         points, broken = in_batches(attack, given)
-        really = confirmed(given, points, broken)
+        really = confirmed(given, points, broken) if not given.parts else _held(given.parts)
         rejected = int((broken & ~really).sum())
         adversarial[todo], standing[todo] = points, ~really
         attacked.parts[:] = [part.among(todo, len(right)) for part in attacked.parts]
     return adversarial, standing, rejected
+
+
+def _held(parts: list[Part]) -> Tensor:
+    """Which images [B] an attack broke whose parts were confirmed one by one."""
+    return torch.stack([part.broken for part in parts]).any(0)
 
 
 def _keys(seed: int, x: Tensor, y: Tensor, duplicates: dict[int, int]) -> list[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from gratis.figures import COLOURS, MARKERS, Array
 from gratis.held import RECIPE
 from gratis.names import spell
-from gratis.origins import differences, fingerprint
+from gratis.origins import differences, fingerprint, other_images
 from gratis.report.phases import phases
 from gratis.report.values import distinct, listed
 from gratis.run import Record, Run
@@ -194,6 +194,8 @@ class RunView:
         attacks = evaluation["attack"].split(", then ")  # each on what the ones before left
         what = [word for attack in attacks for word in ("--attack", attack)]
         what += ["--union"] * (len(attacks) > 1) + ["--eps", eps, "--limit", count]
+        if other_images(self.results or {}, evaluation):
+            what += ["--set", "data.root=DIR"]  # which one is not known any more
         return self._command("evaluate", self._checkpoint(evaluation), *what)
 
     def evaluated(self, asked: Record) -> list[str]:

@@ -1,6 +1,6 @@
 """Cells of a table that are measured on images from another distribution. Never imports torch."""
 
-from gratis.origins import of_first_images
+from gratis.origins import of_own_images
 from gratis.recipe import Plain
 from gratis.report.detection import protocol as of_boxes
 from gratis.report.shifts import protocol
@@ -16,7 +16,7 @@ def asked_of_shift(results: Record, checkpoint: str, limit: int | None) -> list[
     limited = [] if limit is None else [f"at most {limit} images a cell"]
     return [
         entry
-        for entry in of_first_images(results, results.get("shifts", []))
+        for entry in of_own_images(results, results.get("shifts", []))
         if entry["checkpoint"] == checkpoint and entry.get("partial", []) == limited
     ]
 

@@ -66,6 +66,11 @@ class Column:
             )
         if self.cpu:
             parse_attack(self.cpu)  # what is no attack is answered before any run
+            if self.attack is None:
+                raise ValueError(
+                    f"column {self.name}: cpu says which attack is run at that scale, but the "
+                    f"measure {self.measure!r} is no attack; leave cpu out"
+                )
 
     @property
     def attack(self) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gratis.fits import fitting
 from gratis.names import number, spell
-from gratis.origins import of_first_images
+from gratis.origins import of_own_images
 from gratis.recipe import Plain
 from gratis.report.detection import protocol as of_boxes
 from gratis.reproduce.cells import shifted
@@ -205,10 +205,11 @@ def _measured(
     if column.measure == "times-first":
         return {"why": "the first row is not done"}
     if column.measure == "map":
-        return _precision(results["detection"])
+        return _precision(results, recipe)
     if column.measure == "clean":
-        entry = _asked(results, recipe)[0]
-        return _accuracy(entry, entry["clean"])
+        for entry in _asked(results, recipe):
+            return _accuracy(entry, entry["clean"])
+        return {"why": "the run was not evaluated on as many of its own test images"}
     norm, eps = _threat(recipe)
     eps = eps if column.eps is None else column.eps
     for entry in _asked(results, recipe):
@@ -219,12 +220,13 @@ def _measured(
     return {"why": f"the run was not evaluated under {under}"}
 
 
-def _asked(results: Record, recipe: Plain) -> list[Record]:
-    """The evaluations of the checkpoint and of as many images as the recipe asks for."""
+def _asked(results: Record, recipe: Plain, kind: str = "evaluations") -> list[Record]:
+    """The evaluations, or another kind of entry, of the checkpoint and of as many images as the
+    recipe asks for.
+    """
     wanted = recipe.get("evaluation") or {}
     checkpoint, limit = wanted.get("checkpoint", "last"), wanted.get("limit")
-    found = fitting(results, "evaluations", checkpoint=checkpoint, limit=limit)
-    return of_first_images(results, found)
+    return of_own_images(results, fitting(results, kind, checkpoint=checkpoint, limit=limit))
 
 
 def _phase(column: Column, results: Record, recipe: Plain, facts: Record) -> Record:
@@ -237,12 +239,14 @@ def _phase(column: Column, results: Record, recipe: Plain, facts: Record) -> Rec
     return {"measured": known[place] / 60 / replays, "device": results["device"]}
 
 
-def _precision(entry: Record) -> Record:
+def _precision(results: Record, recipe: Plain) -> Record:
     """Mean average precision times 100, as papers print it."""
-    if entry["map"] is None:
-        return {"why": "none of the images has a box"}
-    of = of_boxes(entry)
-    return {"measured": 100 * entry["map"], "images": entry["images"]["count"], "of": of}
+    for entry in _asked(results, recipe, "detection"):
+        if entry["map"] is None:
+            return {"why": "none of the images has a box"}
+        of = of_boxes(entry)
+        return {"measured": 100 * entry["map"], "images": entry["images"]["count"], "of": of}
+    return {"why": "the run was not evaluated on as many of its own test images"}
 
 
 def _threat(recipe: Plain) -> tuple[str, float]:

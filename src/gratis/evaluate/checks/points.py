@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gratis.attacks import Attacked, build_attack
 from gratis.attacks.apgd import CLASSES_NEEDED
-from gratis.attacks.confirming import SLACK
+from gratis.attacks.confirming import near
 from gratis.attacks.search import image_keys
 from gratis.evaluate.checks.outcome import Outcome
 from gratis.evaluate.checks.outputs import Answers
@@ -19,8 +19,6 @@ IMAGES = 64
 ATTACK = "pgd-50"
 REJECTED = 0.002
 """Of the images: so many successes may not hold when asked again, for rounding."""
-SPACING = 1.2e-7
-"""Between fp32 pixels near 1, which a norm may exceed eps by besides its share SLACK of eps."""
 
 
 @dataclass
@@ -120,10 +118,7 @@ def _outside(subject: Subject, points: Points | None) -> list[str]:
     if subject.found.examples:
         pairs.append((subject.found.examples.clean, subject.found.examples.adversarial))
     for x, point in pairs:
-        delta = (point.double() - x.double()).cpu()
-        # lengths in several pixels add up their rounding
-        rounding = SPACING * (1 if ball.norm == "linf" else x[0].numel() ** 0.5)
-        far = ball.size(delta) > ball.eps * (1 + SLACK) + rounding
+        far = ~near(ball, x, point).cpu()
         box = (point < ball.low) | (point > ball.high)
         if count := int((far | box.cpu().flatten(1).any(1)).sum()):
             out.append(f"{count} points lie outside the ball or the pixel range")
