@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from gratis.cli.arguments import parser
 from gratis.cli.judging import evaluate, export, pictures, report, verify
 from gratis.cli.kinds import UNUSABLE
+from gratis.cli.process import prepare
 from gratis.cli.training import compare, list_recipes, lr_range, reproduce, train
 
 INTERRUPTED = 130
@@ -19,10 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     input, 130 for Ctrl-C.
     """
     options = parser(COMMANDS).parse_args(arguments)
-    # threads that wait should spin shortly, then sleep: on shared cores long spinning makes the
-    # steps of small nets several times slower (benchmarks/thread_waiting.py)
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    prepare()
     # python -m finds a user's module:function in the working directory; so shall the script
     if os.getcwd() not in sys.path:
         sys.path.insert(1, os.getcwd())
