@@ -122,3 +122,81 @@ def test_a_checkpoint_that_cannot_tell_its_images_is_not_gone_on_with_elsewhere(
         train.run(recipe(moved), tmp_path / "run", resume=True)
     moved.rename(root)
     assert train.run(recipe(root), tmp_path / "run", resume=True).results is not None
+
+
+def unlabelled(root: Path, more: Path, *settings: str) -> Recipe:
+    """Learns from all images of `root`, and from ten of `more` without their labels."""
+    source = f"data.unlabelled={{name: folder, root: {more}, limit: 10}}"
+    return recipe(root, source, *settings)
+
+
+def cut_short(root: Path, more: Path, out: Path, *settings: str) -> None:
+    with dies(4):
+        train.run(unlabelled(root, more, *settings), out)
+    assert Run.open(out).has_checkpoint
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> tuple[Path, Path]:
+    return tree(tmp_path / "images"), tree(tmp_path / "more", each=6)
+
+
+@pytest.fixture
+def pseudo(tmp_path: Path, sources: tuple[Path, Path]) -> str:
+    """The setting that names a run whose model labels the images without any."""
+    teacher = train.run(recipe(sources[0]), tmp_path / "teacher")
+    return f"data.unlabelled.pseudo={teacher.path}"
+
+
+def test_pseudo_labels_do_not_go_onto_other_images(
+    tmp_path: Path, sources: tuple[Path, Path], pseudo: str
+) -> None:
+    root, more = sources
+    cut_short(root, more, tmp_path / "run", pseudo)
+    grown = more / "train" / "b" / "more.png"
+    shutil.copy(more / "train" / "b" / "0.png", grown)  # others are drawn, as many as before
+    with pytest.raises(ValueError, match=r"labels are not, to the bit, .* the pseudo-labels in"):
+        train.run(unlabelled(root, more, pseudo), tmp_path / "run", resume=True)
+    grown.unlink()
+    moved = more.rename(tmp_path / "elsewhere")
+    run = train.run(unlabelled(root, moved, pseudo), tmp_path / "run", resume=True)
+    assert run.results is not None
+    assert not [r for r in run.log() if r["kind"] == "warning"]
+
+
+def test_other_images_without_labels_are_warned_of_and_fewer_refused(
+    tmp_path: Path, sources: tuple[Path, Path]
+) -> None:
+    root, more = sources
+    trades = "method=trades-1", "budget.passes=20"
+    cut_short(root, more, tmp_path / "run", *trades)
+    for name in CLASSES:
+        for place in (4, 5):
+            (more / "train" / name / f"{place}.png").rename(tmp_path / f"{name}{place}.png")
+    for place in (1, 2, 3):
+        (more / "train" / "a" / f"{place}.png").unlink()
+    with pytest.raises(ValueError, match="began with 10 images without labels, now there are 9"):
+        train.run(unlabelled(root, more, *trades), tmp_path / "run", resume=True)
+    for name in CLASSES:
+        for place in (4, 5):
+            (tmp_path / f"{name}{place}.png").rename(more / "train" / name / f"{place}.png")
+    run = train.run(unlabelled(root, more, *trades), tmp_path / "run", resume=True)
+    (said,) = [r["message"] for r in run.log() if r["kind"] == "warning"]
+    assert said == "the images without labels are not, to the bit, those that the run began with"
+
+
+def test_a_checkpoint_that_cannot_tell_its_images_without_labels_goes_on_as_before(
+    tmp_path: Path, sources: tuple[Path, Path], pseudo: str
+) -> None:
+    root, more = sources
+    cut_short(root, more, tmp_path / "run", pseudo)
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = torch.load(last, weights_only=True)
+    del state["learned_from"]["unlabelled"]
+    save_state(last, state)
+    moved = more.rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"data\.unlabelled\.root: .* by a version that did not"):
+        train.run(unlabelled(root, moved, pseudo), tmp_path / "run", resume=True)
+    moved.rename(more)
+    run = train.run(unlabelled(root, more, pseudo), tmp_path / "run", resume=True)
+    assert run.results is not None

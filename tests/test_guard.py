@@ -275,7 +275,7 @@ def test_checks_come_from_the_same_starts_every_time():
     recipe = tiny("fgsm-rs")
     data = training_data(recipe)
     model, looked = network(recipe, data.training), []
-    checker = Checker(data.held_out, 16, "pgd-3", Linf(0.1), seed=0)
+    checker = Checker(data.held_out, 16, "pgd-3", Linf(0.1), seed=0, size=16)
     model.register_forward_pre_hook(lambda module, given: looked.append(given[0].detach().clone()))
     for seed in (3, 40):
         torch.manual_seed(seed)

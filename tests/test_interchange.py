@@ -219,6 +219,20 @@ def test_weights_that_do_not_fit_are_explained(tmp_path, content, message):
         load_weights(build(10, 1, 8), tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize("path", [(), ("state_dict",), ("model", "state_dict")], ids=str)
+def test_weights_are_found_wherever_they_lie(tmp_path, path):
+    trained, net = build(10, 1, 8), build(10, 1, 8)
+    for value in trained.parameters():
+        value.data.add_(1)
+    content = dict(trained.state_dict())
+    for name in reversed(path):
+        content = {"epoch": 3, name: content}
+    torch.save(content, tmp_path / "w.pt")
+    load_weights(net, tmp_path / "w.pt")
+    for one, other in zip(net.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_weights_of_another_shape_are_explained(tmp_path):
     torch.save(build(9, 1, 8).state_dict(), tmp_path / "w.pt")
     with pytest.raises(ValueError, match="size mismatch"):

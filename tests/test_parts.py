@@ -10,6 +10,7 @@ import torch
 from gratis import train
 from gratis.batch import Batch, seeded
 from gratis.launched import meet
+from gratis.lr_range import lr_range
 from gratis.methods import METHODS, Natural
 from gratis.methods.in_parts import InParts
 from gratis.nn.auxbn import branched
@@ -248,3 +249,14 @@ def test_whether_batches_fill_the_groups_depends_on_the_parts_alone(processes):
     three = tiny("natural", "model.norm_groups=6", "model.name=resnet9", *settings[2:])
     with pytest.raises(ValueError, match=r"norm_groups: 5 images, .* cannot fill 6 groups"):
         planned(three, loaders, Natural(), processes, 4)
+
+
+@pytest.mark.parametrize("method", ["fgsm-rs", "fast-advprop"])
+def test_a_rate_test_learns_in_parts_as_training_does(tmp_path, method):
+    of = (method, "data.batch_size=20", "data.limit=100", "data.holdout=20")
+    whole, parts = (tiny(*of, f"engine.parts={count}", passes=2) for count in (1, 4))
+    log = train.run(parts, tmp_path / "run").log()
+    first = next(record["loss"] for record in log if record["kind"] == "step")
+    assert lr_range(parts, updates=50).losses[0] == first != lr_range(whole, updates=50).losses[0]
+    with pytest.raises(ValueError, match=r"20 images, .* cannot be divided equally among 3"):
+        lr_range(tiny(*of, "engine.parts=3"))

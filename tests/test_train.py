@@ -221,3 +221,13 @@ def test_public_names_answer():
     assert "Free" in dir(gratis)
     with pytest.raises(AttributeError, match="no attribute 'Fre'"):
         _ = gratis.Fre
+
+
+def test_a_finished_run_without_its_checkpoints_does_not_begin_anew(tmp_path):
+    run = train.run(tiny(), tmp_path / "run")
+    for name in ("last", "previous"):
+        run.checkpoint_path(name).unlink(missing_ok=True)
+    before = (run.path / "results.json").read_bytes()
+    with pytest.raises(ValueError, match="are missing; copy them"):
+        train.run(tiny(), tmp_path / "run", resume=True)
+    assert (run.path / "results.json").read_bytes() == before

@@ -52,9 +52,8 @@ def evaluate_run(
     images: the test split where it is at hand; else it is loaded as the run's recipe says.
     share: (rank, world) of a process that shares the images with others, through the run's
     directory. The first alone makes the masking checks and writes; the others return no answers.
-    The same attack, threat, images and checkpoint as an earlier evaluation replaces it; images of
-    another fingerprint are others. An
-    evaluation that was interrupted goes on with the pool of images that it was at.
+    The same attack, threat, images (to the bit) and checkpoint as an earlier evaluation replaces
+    it. One that was interrupted goes on with the pool of images that it was at.
     """
     recipe = from_plain(run.recipe)
     state, warnings = run.load_checkpoint(asked.checkpoint)
@@ -144,7 +143,7 @@ class _Setting:
         self.run, self.asked, self.recipe, self.progress = run, asked, recipe, progress
         self.model, self.images, self.of = model, images, of
         self.sample = sample_of(model, images.pixels(slice(SAMPLE)))
-        self.batch_size = recipe.evaluation.batch_size or recipe.data.batch_size
+        self.batch_size = recipe.evaluation.together(recipe.data.batch_size, recipe.engine.parts)
         self.unfinished: list[Unfinished] = []
         self.rank, self.world = share
 
@@ -153,10 +152,8 @@ class _Setting:
         found = self._found(ball)
         of = answers.about(ball, self.images, self.asked.checkpoint) | self.of
         alone = self.asked.alone or len(found.attacks) == 1
-        classes = len(self.images.classes)
-        entries = (
-            list(answers.each(found, ball, classes, of)) if alone else [answers.in_turn(found, of)]
-        )
+        each = answers.each(found, ball, len(self.images.classes), of)
+        entries = list(each) if alone else [answers.in_turn(found, of)]
         if not self.run.pictures() or ball is self.asked.balls[0]:
             answers.keep_pictures(
                 self.run, found, entries[-1], ball, self.images, self.asked.checkpoint

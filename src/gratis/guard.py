@@ -46,17 +46,22 @@ class Outcome:
 
 
 class Checker:
-    """PGD on fixed held-out images in eval mode and fp32, from the same starts every time."""
+    """PGD on fixed held-out images in eval mode and fp32, from the same starts every time.
 
-    def __init__(self, held_out: Images, images: int, attack: str, ball: Ball, seed: int) -> None:
+    size: images that the network is asked about at a time.
+    """
+
+    def __init__(
+        self, held_out: Images, images: int, attack: str, ball: Ball, seed: int, size: int
+    ) -> None:
         chosen = held_out.select(torch.arange(min(images, len(held_out))))
         self.x, self.y = chosen.pixels(torch.arange(len(chosen))), chosen.y
-        self.attack, self.ball, self.seed = attack, ball, seed
+        self.attack, self.ball, self.seed, self.size = attack, ball, seed, size
 
     def __call__(self, model: nn.Module, meter: Meter) -> Outcome:
-        found = robust_accuracy(
-            model, [(self.x, self.y)], [self.attack], ball=self.ball, seed=self.seed
-        )
+        parts = math.ceil(len(self.x) / self.size)
+        batches = zip(self.x.tensor_split(parts), self.y.tensor_split(parts), strict=True)
+        found = robust_accuracy(model, batches, [self.attack], ball=self.ball, seed=self.seed)
         for spent in found.meters:
             meter.probes += spent.probes
             meter.forwards += spent.forwards
@@ -241,9 +246,11 @@ def watchers(
     """
     if recipe.detects:
         return None, None, None
-    ball = recipe.evaluation_balls()[0]
+    ball = recipe.build_method().ball if recipe.defends else None
+    ball = ball or recipe.evaluation_balls()[0]  # whatever else it is evaluated at
+    size = recipe.evaluation.together(recipe.data.batch_size, recipe.engine.parts)
     checker = (
-        Checker(held_out, recipe.check.images, recipe.check.attack, ball, recipe.seed)
+        Checker(held_out, recipe.check.images, recipe.check.attack, ball, recipe.seed, size)
         if len(held_out)
         else None
     )

@@ -22,12 +22,20 @@ from gratis.budget import Plan, passes_of
 from gratis.data import Loader
 from gratis.distributed import Processes
 from gratis.figures import Array, Curve, curves_svg
+from gratis.methods.in_parts import in_parts
 from gratis.names import spell_method
 from gratis.passes import Batch
 from gratis.pseudo import pseudo_labels
 from gratis.recipe import Recipe
 from gratis.report import environment
-from gratis.setting import build_loaders, learner, network, pick_device
+from gratis.setting import (
+    build_loaders,
+    learner,
+    network,
+    parts_of_batch,
+    pick_device,
+    rows_taken,
+)
 from gratis.training_data import training_data
 from gratis.transfer import begin
 
@@ -148,18 +156,21 @@ def lr_range(
 ) -> RateRange:
     """Train as `recipe` says but at a rising rate, until the loss diverges or `updates` are done.
 
-    Method, data, network, optimizer and precision are the recipe's; its schedule, budget and
-    guard are not used, and momentum stays at the recipe's value. Nothing is written.
+    Method, data, parts of a batch, network, optimizer and precision are the recipe's; its
+    schedule, budget and guard are not used, and momentum stays at the recipe's value. Nothing is
+    written.
     Raises ValueError for unusable input.
     """
     found = RateRange(low, high, updates)
-    device = pick_device(recipe.engine.device)
+    processes = Processes(pick_device(recipe.engine.device))  # this one alone
+    device, parts = processes.device, parts_of_batch(recipe, processes.world)
     data = training_data(recipe)
-    loader = build_loaders(recipe, data, device)[0]
-    method = recipe.build_method()
-    model = network(recipe, data.training).to(device)
+    method = in_parts(recipe.build_method, parts)
+    take = rows_taken(processes, lambda: method, parts)
+    loader = build_loaders(recipe, data, device, take=take, world=parts)[0]
+    model = network(recipe, data.training, parts).to(device)
     begin(recipe, model, len(data.training.classes))
-    if (pseudo := pseudo_labels(recipe, loader, Processes(device))) is not None:
+    if (pseudo := pseudo_labels(recipe, loader, processes)) is not None:
         assert isinstance(loader, Loader)  # streamed images all have their labels
         loader.label(pseudo["labels"])
     method.bind(model, loader.images.pixels(slice(1)).to(device))

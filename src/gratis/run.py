@@ -100,7 +100,8 @@ class Run:
         return self.path.is_dir() and not occupied(self.path)
 
     def _require_same(self, recipe: Record) -> None:
-        elsewhere = {f"data.{key}" for key in PLACES}  # which images they are is looked at later
+        # which images they are is looked at later
+        elsewhere = {*(f"data.{key}" for key in PLACES), "data.unlabelled.root"}
         if different := sorted(set(_differences(self.recipe, recipe)) - elsewhere):
             raise ValueError(
                 f"{self.path} holds a run of another recipe; it differs in "
@@ -222,6 +223,14 @@ class Run:
     @property
     def has_checkpoint(self) -> bool:
         return any(self.checkpoint_path(name).exists() for name in ("last", "previous"))
+
+    def check_checkpoints(self) -> None:
+        """ValueError for a run that ended and whose checkpoints are gone: it would begin anew."""
+        if self.results is not None and not self.has_checkpoint:
+            raise ValueError(
+                f"{self.path} was trained and evaluated, but checkpoints/last.pt and previous.pt "
+                "are missing; copy them from where the run was, or begin anew with another --out"
+            )
 
     def set_aside_damaged(self) -> None:
         """Rename a damaged `last`, so that the next save does not put it in `previous`'s place."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gratis.budget import Plan, passes_of, plan, plan_phases, thirds_of
 from gratis.data import Images, Loader, StreamLoader
+from gratis.distributed import Processes
 from gratis.learner import Learner
 from gratis.nn import add_aux, build_model, group_norms, set_momentum, sync_norms
 from gratis.nn.freezing import behind_normalize, freeze
@@ -115,6 +116,16 @@ def _loader(
         workers=stage.workers or os.cpu_count() or 1,
         **common,
     )
+
+
+def rows_taken(
+    processes: Processes, method: Callable[[], Method], shares: int
+) -> Callable[[int], Tensor]:
+    """`take` of `build_loaders`: our rows of a batch, of which each process learns `shares` parts.
+
+    method: tells the one that a batch is for, which may be another later in a run.
+    """
+    return lambda size: processes.rows(method().parts(size // processes.world), shares=shares)
 
 
 def network(recipe: Recipe, images: AnyImages, parts: int = 1) -> nn.Module:

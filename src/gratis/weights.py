@@ -90,7 +90,7 @@ def _read(path: Path) -> Any:
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     """The names and tensors, wherever in the file they are."""
-    for _ in range(2):  # {"model": {"state_dict": ...}} is as deep as such files go
+    for _ in range(3):  # {"model": {"state_dict": ...}} is as deep as such files go
         if isinstance(content, dict) and content:
             if all(isinstance(value, Tensor) for value in content.values()):
                 return content

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         how = "nothing was changed"
         if options.call in (train, compare):
-            how = "go on with the same command and --resume"
+            how = "go on with the same command and --resume, or without where no run had begun"
         if options.call in (reproduce, evaluate, verify, pictures):
             how = "go on with the same command"
         print(f"gratis: interrupted; {how}", file=sys.stderr)

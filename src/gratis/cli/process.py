@@ -13,8 +13,8 @@ def prepare() -> None:
     """Let threads that wait sleep soon, and memory that is freed stay; what the environment says
     of either comes first.
     """
-    # on shared cores long spinning makes the steps of small nets several times slower
-    # (benchmarks/thread_waiting.py)
+    # on shared cores long spinning makes the steps of small nets several times slower, as
+    # benchmarks/thread_waiting.py shows
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):

@@ -1,7 +1,9 @@
 """Training with few labels: which are kept, and batches that hold images without any."""
 
+import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,6 +27,14 @@ class Unlabelled:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over shape, dtype and pixels, 64 hex digits; the same on any device."""
+        digest = hashlib.sha256(f"{list(self.x.shape)} {self.x.dtype}".encode())
+        for first in range(0, len(self.x), 1024):
+            digest.update(self.x[first : first + 1024].cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def keep_labels(images: Images, count: int, *, seed: int) -> tuple[Images, Tensor]:

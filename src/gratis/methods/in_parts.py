@@ -10,6 +10,11 @@ from gratis.balls import Ball
 from gratis.passes import Batch, Method, Pass, Probe
 
 
+def in_parts(make: Callable[[], Method], parts: int) -> Method:
+    """The method that `make` builds, for batches that are learned in so many parts in turn."""
+    return make() if parts == 1 else InParts(make, parts)
+
+
 class InParts(Method):
     """A method whose batches are cut into equal parts, learned one after the other.
 

@@ -1,5 +1,6 @@
 """How a network is looked at: checks while it trains, the guard, the evaluation at the end."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,8 +34,8 @@ class Guard:
 class Evaluation:
     """attacks: names, each run at every eps.  eps: None takes the method's own.
     norm: None takes the method's.  limit: how many test images, all unless given.
-    batch_size: images attacked at a time, which changes no outcome but rounding; None takes
-    the training batch.
+    batch_size: images attacked at a time, in checks during training too, which changes no outcome
+    but rounding; None takes the training batch, or one of its `engine.parts`.
     """
 
     attacks: tuple[str, ...] = ("pgd-50-10",)
@@ -43,6 +44,12 @@ class Evaluation:
     limit: int | None = None
     checkpoint: Literal["last", "best"] = "last"
     batch_size: int | None = None
+
+    def together(self, batch: int, parts: int | None) -> int:
+        """Images that the network is asked about at a time, where it learns from `batch` in so many
+        `parts`.
+        """
+        return self.batch_size or math.ceil(batch / (parts or 1))
 
     def __post_init__(self) -> None:
         for attack in self.attacks:

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
 def state_of(run: "Training") -> dict[str, Any]:
     """All that `take_up` needs to go on, bitwise on as many processes; tensors and plain values."""
+    others = run.loaders[0].unlabelled
     state = run.learner.state() | {
         "parts": run.parts,
         "classes": list(run.loaders[0].images.classes),
-        "learned_from": {"images": run.images, "fingerprint": run.fingerprint},
+        "learned_from": {
+            "images": run.images,
+            "fingerprint": run.fingerprint,
+            "unlabelled": None
+            if others is None
+            else {"images": len(others), "fingerprint": others.fingerprint},
+        },
         "spent": {
             key: run.processes.world * count for key, count in vars(run.learner.spent).items()
         },
@@ -58,16 +65,23 @@ def state_of(run: "Training") -> dict[str, Any]:
 
 def bring_in(
     run: "Training", loader: AnyLoader, saved: dict[str, Any] | None, model: nn.Module
-) -> None:
-    """Weights to start from and pseudo-labels: taken from other runs once, then kept."""
+) -> list[str]:
+    """Weights to start from and pseudo-labels: taken from other runs once, then kept.
+
+    Gives what to warn of where images are not those that the run began with; ValueError where it
+    cannot go on with them.
+    """
+    warnings = []
     if saved is None:
         run.start = begin(run.recipe, model, len(loader.images.classes))
         run.pseudo = pseudo_labels(run.recipe, loader, run.processes)
     else:
         run.start, run.pseudo = saved["start"], saved["pseudo"]
+        warnings = _other_images(run, saved)
     if run.pseudo is not None:
         assert isinstance(loader, Loader)  # streamed images all have their labels
         loader.label(run.pseudo["labels"])
+    return warnings
 
 
 def take_up(
@@ -88,8 +102,6 @@ def take_up(
             run.journal.event("warning", message=remark)
         _check_together(run)
         return
-    for message in _other_images(run, state):
-        warnings = [*warnings, message]
     run.directory.set_aside_damaged()
     for message in warnings:
         run.journal.event("warning", message=message, update=state["updates"])
@@ -127,26 +139,61 @@ def _other_images(run: "Training", state: dict[str, Any]) -> list[str]:
             f"{images.name}: the run began with other classes: "
             + different_classes("the checkpoint", classes, images.split, images.classes)
         )
+    warnings = _other_unlabelled(run, before or {})
     if before is None:  # of an earlier version, which kept nothing of them
-        return _as_before(run)
+        return [*warnings, *_as_before(run)]
     if before["images"] != run.images:
         raise ValueError(
             f"{images.name}: the run began with {before['images']:,} training images, now there "
             f"are {run.images:,}; put those back, or begin anew with another --out"
         )
-    if before["fingerprint"] == run.fingerprint:
+    if before["fingerprint"] != run.fingerprint:
+        warnings.append("the training images are not, to the bit, those that the run began with")
+    return warnings
+
+
+def _other_unlabelled(run: "Training", before: dict[str, Any]) -> list[str]:
+    """As `_other_images`, for images without labels; ValueError as well where pseudo-labels, which
+    are kept by the images' places, would go onto others.
+    """
+    images = run.loaders[0].unlabelled
+    if images is None:
         return []
-    return ["the training images are not, to the bit, those that the run began with"]
+    if "unlabelled" not in before:  # of an earlier version
+        began = (run.directory.recipe.get("data") or {}).get("unlabelled") or {}
+        now = run.recipe.data.unlabelled
+        _require_place("data.unlabelled.root", began.get("root"), now.root if now else None)
+        return []
+    known, otherwise = before["unlabelled"], "put those back, or begin anew with another --out"
+    if known["images"] != len(images):
+        raise ValueError(
+            f"data.unlabelled: the run began with {known['images']:,} images without labels, now "
+            f"there are {len(images):,}; {otherwise}"
+        )
+    if known["fingerprint"] == images.fingerprint:
+        return []
+    message = "the images without labels are not, to the bit, those that the run began with"
+    if run.pseudo is not None:
+        raise ValueError(
+            f"data.unlabelled: {message}, so the pseudo-labels in its checkpoint may be those of "
+            f"others; {otherwise}"
+        )
+    return [message]
+
+
+def _require_place(key: str, began: str | None, now: str | None) -> None:
+    """ValueError where images that a checkpoint cannot tell from others lie elsewhere by now."""
+    if began != now:
+        raise ValueError(
+            f"{key}: the run began with {began}, by a version that did not keep which images it "
+            "learned from; they must lie there for it to go on"
+        )
 
 
 def _as_before(run: "Training") -> list[str]:
     """What to warn of where a checkpoint cannot tell; ValueError where images lie elsewhere."""
     root = (run.directory.recipe.get("data") or {}).get("root")
-    if root != run.recipe.data.root:
-        raise ValueError(
-            f"data.root: the run began with {root}, by a version that did not keep which images "
-            "it learned from; they must lie there for it to go on"
-        )
+    _require_place("data.root", root, run.recipe.data.root)
     if run.method.auxiliary and run.parts > 1 and (run.recipe.model.aux_groups or 1) > 1:
         return [
             "auxiliary norms had model.aux_groups in each of a batch's parts when the run began; "

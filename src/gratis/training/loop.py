@@ -11,12 +11,20 @@ from gratis.assess import Progress, nowhere
 from gratis.budget import Meter, passes_of
 from gratis.guard import Outcome, watchers
 from gratis.journal import Journal
-from gratis.methods.in_parts import InParts
+from gratis.methods.in_parts import in_parts
 from gratis.passes import Batch
 from gratis.precision import settle
 from gratis.recipe import Recipe
 from gratis.run import Run
-from gratis.setting import AnyLoader, build_loaders, learner, network, parts_of_batch, planned
+from gratis.setting import (
+    AnyLoader,
+    build_loaders,
+    learner,
+    network,
+    parts_of_batch,
+    planned,
+    rows_taken,
+)
 from gratis.training.continuing import bring_in, state_of, take_up
 from gratis.training_data import TrainingData
 
@@ -34,28 +42,27 @@ class Training:
     ) -> None:
         self.recipe, self.directory, self.journal = recipe, directory, journal
         processes = self.processes = journal.processes
+        directory.check_checkpoints()
         saved, warnings = directory.load_checkpoint() if directory.has_checkpoint else (None, [])
         self.parts = parts_of_batch(recipe, processes.world, saved["parts"] if saved else None)
         shares = self.parts // processes.world
         self.progress = progress if processes.leads else nowhere
         device = processes.device
         self.images, self.fingerprint = len(data.training), data.training.fingerprint
-        self.method = recipe.build_method() if shares == 1 else InParts(recipe.build_method, shares)
+        self.method = in_parts(recipe.build_method, shares)
         self.epoch = self.batch = 0
         self.loaders = build_loaders(
             recipe,
             data,
             device,
-            take=lambda size: processes.rows(
-                self.method.parts(size // processes.world), shares=shares
-            ),
+            take=rows_taken(processes, lambda: self.method, shares),
             world=self.parts,
         )
         self.start: dict[str, Any] | None
         self.pseudo: dict[str, Any] | None
         model = network(recipe, data.training, self.parts).to(device)
         first = self.loaders[0]
-        bring_in(self, first, saved, model)
+        warnings = [*warnings, *bring_in(self, first, saved, model)]
         self.method.bind(model, first.images.pixels(slice(1)).to(device))
         self.plan = planned(recipe, self.loaders, self.method, processes.world, self.parts)
         self.learner = learner(recipe, model, self.plan)
