@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gratis import AdvProp, FastAdvProp, GradAlign, Learner, Linf, Natural, Trades, Yopo, add_aux
 from gratis.balls import Ball
+from gratis.comm_hooks import exchange_named
 from gratis.nn import build_model
 from gratis.optim import build_optimizer
 from gratis.optim.groups import Schedule
@@ -188,3 +189,10 @@ def test_trades_starts_as_far_away_in_grey_levels() -> None:
         return (probe.points[0] - x) / ball.high
 
     torch.testing.assert_close(first_step(wide(BALL)), first_step(BALL), rtol=1e-3, atol=1e-5)
+
+
+def test_an_exchange_that_remembers_does_not_go_with_a_loss_scale() -> None:
+    with pytest.raises(ValueError, match="loss scale moves and overflows"):
+        exchange_named("powersgd", 0, "fp16")
+    for precision in ("fp32", "bf16"):
+        exchange_named("powersgd", 0, precision)

@@ -265,8 +265,15 @@ EXCHANGES: dict[str, Callable[[int], Exchange]] = {
 """How gradients travel, by the name a recipe gives it; made from the run's seed."""
 
 
-def exchange_named(name: str, seed: int) -> Exchange:
-    """The exchange that `engine.gradients` names; ValueError for an unknown name."""
+def exchange_named(name: str, seed: int, precision: str = "fp32") -> Exchange:
+    """The exchange that `engine.gradients` names; ValueError for an unknown name, or one that does
+    not go with the precision that is learned in.
+    """
     if name not in EXCHANGES:
         raise ValueError(f"gradients={name!r} is none of {', '.join(EXCHANGES)}")
+    if (name, precision) == ("powersgd", "fp16"):
+        raise ValueError(
+            "gradients='powersgd' keeps what it rounds off for the next update, and fp16's loss "
+            "scale moves and overflows between them; use precision bf16 or fp32, or gradients q8"
+        )
     return EXCHANGES[name](seed)

@@ -56,8 +56,11 @@ class Graphs:
         if self._loads != learner.loads:
             self.recording, self._last, self._loads = None, None, learner.loads
             self.prepare()
-        if at_most is not None and at_most < len(method.update_thirds(len(batch.x))):
+        updates = len(method.update_thirds(len(batch.x)))
+        if at_most is not None and at_most < updates:
             return learner.learn_now(method, batch, at_most)
+        if self.whole and not _sets_rates_alone(learner, updates):
+            self.whole, self.recording = False, None
         asked = _asked(learner, method, batch, self.whole)
         again, self._last = asked == self._last, asked
         if self.recording is not None and self.recording.fits(asked, method):
@@ -111,9 +114,16 @@ def refusal(learner: Learner) -> str | None:
 
 def _takes_tensors(learner: Learner) -> bool:
     """Whether the step takes its rate from the card, so that one recording serves every rate."""
-    rates = {"lr"} if learner.schedule is None else set(learner.schedule(0, 0))
     able = type(learner.optimizer) is torch.optim.SGD or "capturable" in learner.optimizer.defaults
-    return able and rates == {"lr"}
+    return able and _sets_rates_alone(learner, 1)
+
+
+def _sets_rates_alone(learner: Learner, updates: int) -> bool:
+    """Whether the schedule sets nothing but the rate in so many updates from now on."""
+    if learner.schedule is None:
+        return True
+    coming = range(learner.updates, learner.updates + updates)
+    return all(set(learner.schedule(update, learner.begun)) == {"lr"} for update in coming)
 
 
 def _record_nothing(device: torch.device) -> None:

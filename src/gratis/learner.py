@@ -73,7 +73,9 @@ class Learner:
         self.learn: Callable[[Method, Batch, int | None], Metrics] = self.learn_now
         self.loads = 0
         self.processes = Processes(self.device)
-        self.replica = Replica(self.model, self.processes, exchange_named(gradients, seed or 0))
+        self.replica = Replica(
+            self.model, self.processes, exchange_named(gradients, seed or 0, precision)
+        )
         self.seed = seed
         self.averaged = None if ema is None else Averaged(model, ema)
         self.updates = 0

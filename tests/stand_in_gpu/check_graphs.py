@@ -74,6 +74,11 @@ def test_without_a_schedule_and_with_one_of_momentum(gpu: StandInGpu) -> None:
 
     assert compared(gpu, METHODS["fgsm-rs"], schedule=moved) == 8
 
+    def moved_later(update: int, begun: int) -> dict[str, float]:
+        return {"lr": 0.1} if update < 3 else {"lr": 0.1, "weight_decay": 0.3}
+
+    assert compared(gpu, METHODS["fgsm-rs"], schedule=moved_later) > 9
+
 
 @every_method
 def test_an_update_waits_for_nothing(gpu: StandInGpu, method: Callable[[], Method]) -> None:
