@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from gratis import Learner, Linf, fgsm_rs, robust_accuracy
+from gratis.cli.process import prepare
 from gratis.data import Images, Loader, StreamLoader, load
 from gratis.data.streamed import Keeping
 from gratis.nn import build_model
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--held", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    prepare()  # memory as the command line has it
     torch.set_num_threads(options.threads)
     if options.peak:
         peak(options.peak)
