@@ -106,6 +106,8 @@ def test_another_choice_of_parameters_by_a_later_version_replaces(run: Run) -> N
     evaluate(run, "--attack", "fgsm")
     results = results_of(run)
     results["evaluations"][0]["parameters"]["alpha"] = 1.0
+    twice = results["evaluations"][0] | {"parameters": {"alpha": 2.0}}
+    results["evaluations"].insert(1, twice)
     (run.path / "results.json").write_text(json.dumps(results))
     (entry,) = evaluate(run, "--attack", "fgsm")
     assert entry["parameters"]["alpha"] != 1.0

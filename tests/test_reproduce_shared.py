@@ -79,3 +79,12 @@ def test_a_run_in_use_is_left_alone(trained, tmp_path):
     with Run.open(there).locked():
         assert make("advprop-table2", beside, rows=("vanilla",))[1]
     assert Run.open(beside / "vanilla").recipe["name"] == "advprop-table2-vanilla"
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_taken(trained, tmp_path):
+    there = tmp_path / "one" / "smoke" / "vanilla"
+    shutil.copytree(trained / "vanilla", there)
+    shutil.rmtree(there / "checkpoints")
+    beside = tmp_path / "two" / "smoke"
+    assert make("advprop-table2", beside, rows=("vanilla",))[1]
+    assert Run.open(beside / "vanilla").recipe["name"] == "advprop-table2-vanilla"

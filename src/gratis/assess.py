@@ -108,10 +108,9 @@ def described(
     results.pop("warnings", None)
     if results["data"]["fingerprint"] != images.fingerprint:
         warnings = [*warnings, OTHER_IMAGES]
-        if not run.places:  # the recipe's own images have changed, and are what is asked about
+        if "root" not in run.places:  # the recipe's own images have changed, and are asked about
             keep_origins(results)
-            fresh = answers.header(run, recipe, images)
-            results |= {key: fresh[key] for key in ("data", "device", "versions")}
+            results["data"] = answers.header(run, recipe, images)["data"]
     if warnings:
         results["warnings"] = warnings
     if "given" in state:

@@ -21,13 +21,14 @@ def protocol(entry: Entry) -> str:
 
 
 def merge(results: Entry, kind: str, answer: Entry) -> None:
-    """Put `answer` among the results of its kind: in the place of the entry of the same protocol
-    and images, or at the end.
+    """Put `answer` among the results of its kind: in the place of the first entry of the same
+    protocol and images, of which none stays, or at the end.
     """
     entries = results.setdefault(kind, [])
-    entries[:] = [answer if _same(results, entry, answer) else entry for entry in entries]
-    if answer not in entries:
-        entries.append(answer)
+    replaced = [place for place, entry in enumerate(entries) if _same(results, entry, answer)]
+    first = replaced[0] if replaced else len(entries)
+    kept = [entry for place, entry in enumerate(entries) if place not in replaced]
+    entries[:] = [*kept[:first], answer, *kept[first:]]
 
 
 def merge_checks(results: Entry, answer: Entry) -> None:

@@ -64,6 +64,8 @@ def _copied(out: Path, recipe: Recipe) -> None:
         trained_by = known.get("processes", 1)
         if trained_by != rank_and_world()[1] or _training_of(facts.parent) != wanted:
             continue
+        if not Run.open(facts.parent).has_checkpoint:
+            continue  # what it was trained to is gone
         # a copy that was interrupted must not be taken for a run
         part = out.with_name(f".{out.name}.copy")
         shutil.rmtree(part, ignore_errors=True)
