@@ -50,8 +50,6 @@ OFTEN, FIVE = "engine.checkpoint_seconds=0", "engine.parts=5"
 SHARED = ("evaluation.limit=96", "evaluation.batch_size=5", "evaluation.attacks=[pgd-2,fgsm]")
 """Five pools of images, the last one smaller."""
 
-CHECKED = 32  # images that tiny recipes look at while they train
-
 SYNCED = {
     "natural": Natural(),
     "free": Free(Linf(0.1), replays=2),
@@ -78,7 +76,7 @@ def together(rank, port, folder):
     asked, answer = [], robustness._answer
 
     def noted(plan, attacked, *more):
-        if len(attacked.x) != CHECKED:
+        if len(plan) > 1:  # checks while it trains make one attack
             asked.append(len(attacked.x))
         return answer(plan, attacked, *more)
 
@@ -96,6 +94,7 @@ def together(rank, port, folder):
         "directory": lambda: train.run(whole_recipe(), folder / f"x{rank}"),
         "version": lambda: other_version(rank, folder),
         "images": lambda: other_images(rank, folder),
+        "unlabelled": lambda: other_unlabelled(rank, folder),
     }
     for name, mistake in mistakes.items():
         try:
@@ -146,6 +145,20 @@ def other_images(rank, folder):
         train.run(whole_recipe(), folder / "x")
     finally:
         training_data.load = load
+
+
+def other_unlabelled(rank, folder):
+    keep = training_data.keep_labels
+
+    def shifted(*args, **kwargs):
+        images, others = keep(*args, **kwargs)
+        return images, others.roll(rank)
+
+    training_data.keep_labels = shifted
+    try:
+        train.run(whole_recipe("method=trades-1", "data.labels=200"), folder / "x")
+    finally:
+        training_data.keep_labels = keep
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +254,7 @@ def test_processes_that_cannot_share_the_parts_are_told(found):
         ("directory", "do not agree on directory: process 0 has .*x0, process 1 has .*x1"),
         ("version", r"do not agree on version of torch: process 0 has 9\.0, process 1 has 9\.1"),
         ("images", "do not agree on training data"),
+        ("unlabelled", "do not agree on unlabelled data"),
     ],
 )
 def test_processes_that_were_started_differently_are_told(found, folder, name, said):

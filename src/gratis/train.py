@@ -60,7 +60,8 @@ def run(
                 test = load_split(recipe.data, "test")
             check_match(data.training, test, resized=recipe.data.test_size is not None)
             if processes.world > 1:
-                processes.agree(training_data=data.training.fingerprint)
+                others = "none" if data.unlabelled is None else data.unlabelled.fingerprint
+                processes.agree(training_data=data.training.fingerprint, unlabelled_data=others)
             directory: Run = WatchedRun(out)
             if processes.leads:
                 writing = Run.writing(out, recipe.plain(), resume=resume, launch=launch())
