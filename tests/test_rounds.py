@@ -1,5 +1,6 @@
 """Attacks of several rounds: each over all images that stand, and only what holds ends any."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -56,34 +57,32 @@ def test_other_classes_are_ranked_without_the_label() -> None:
 
 
 @dataclass(frozen=True)
-class Liar:
+class Made:
+    """An attack that is a function."""
+
+    name: str
+    attack: Callable[[Attacked], tuple[Tensor, Tensor]]
+
+    def parameters(self, ball: Ball, classes: int) -> dict[str, float | int | str]:
+        return {}
+
+    def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
+        return self.attack(attacked)
+
+
+def lie(attacked: Attacked) -> tuple[Tensor, Tensor]:
     """Claims every image, at the image itself."""
-
-    name: str
-
-    def parameters(self, ball: Ball, classes: int) -> dict[str, float | int | str]:
-        return {}
-
-    def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
-        return attacked.x, torch.ones(len(attacked.x), dtype=torch.bool)
+    return attacked.x, torch.ones(len(attacked.x), dtype=torch.bool)
 
 
-@dataclass(frozen=True)
-class Downhill:
+def downhill(attacked: Attacked) -> tuple[Tensor, Tensor]:
     """Moves all images of a linear two-class model by eps towards the other class."""
-
-    name: str
-
-    def parameters(self, ball: Ball, classes: int) -> dict[str, float | int | str]:
-        return {}
-
-    def __call__(self, attacked: Attacked) -> tuple[Tensor, Tensor]:
-        weight = attacked.model[1].weight  # type: ignore[index]
-        side = (weight[1] - weight[0]).sign().view(1, *attacked.x.shape[1:])
-        towards = torch.where((attacked.y == 0).view(-1, 1, 1, 1), side, -side)
-        points = attacked.ball.clip(attacked.x + attacked.ball.eps * towards)
-        with torch.no_grad():
-            return points, ~attacked.correct(attacked.model(points), attacked.y)
+    weight = attacked.model[1].weight  # type: ignore[index]
+    side = (weight[1] - weight[0]).sign().view(1, *attacked.x.shape[1:])
+    towards = torch.where((attacked.y == 0).view(-1, 1, 1, 1), side, -side)
+    points = attacked.ball.clip(attacked.x + attacked.ball.eps * towards)
+    with torch.no_grad():
+        return points, ~attacked.correct(attacked.model(points), attacked.y)
 
 
 @pytest.mark.parametrize("order", [("liar", "truth"), ("truth", "liar")])
@@ -93,9 +92,9 @@ def test_a_claim_that_does_not_hold_shields_no_image(
     torch.manual_seed(1)
     model, x = linear_model(2, 9), torch.rand(60, 1, 3, 3, dtype=torch.float64)
     y, ball = own_labels(model, x), Linf(0.1)
-    monkeypatch.setattr(autoattack, "STANDARD", (Downhill("truth"),))
+    monkeypatch.setattr(autoattack, "STANDARD", (Made("truth", downhill),))
     alone = robust_accuracy(model, batched(x, y, 16), ["autoattack"], ball=ball)
-    parts = {"liar": Liar("liar"), "truth": Downhill("truth")}
+    parts = {"liar": Made("liar", lie), "truth": Made("truth", downhill)}
     monkeypatch.setattr(autoattack, "STANDARD", tuple(parts[name] for name in order))
     found = robust_accuracy(model, batched(x, y, 16), ["autoattack"], ball=ball)
     assert torch.equal(found.robust, alone.robust)

@@ -6,7 +6,6 @@ from typing import Any, Literal
 from gratis.balls import Ball
 from gratis.evaluate.detection import judge
 from gratis.fits import fitting
-from gratis.origins import of_own_images
 from gratis.recipe import Recipe
 from gratis.run import Run
 
@@ -39,9 +38,8 @@ class Question:
         if results is None:
             return False
         kind = "detection" if self.detects else "evaluations"
-        entries = of_own_images(
-            results,
-            fitting(results, kind, checkpoint=self.checkpoint, limit=self.limit, update=update),
+        entries = fitting(
+            results, kind, checkpoint=self.checkpoint, limit=self.limit, update=update
         )
         if self.detects:
             return bool(entries)

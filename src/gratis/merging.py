@@ -42,8 +42,8 @@ def merge_checks(results: Entry, answer: Entry) -> None:
 
 def _same(results: Entry, one: Entry, other: Entry) -> bool:
     """Whether two entries answer the same question."""
-    asked = [(protocol(entry), fingerprint(results, entry)) for entry in (one, other)]
-    return asked[0] == asked[1]
+    alike = protocol(one) == protocol(other)
+    return alike and fingerprint(results, one) == fingerprint(results, other)
 
 
 def supersede(results: Entry, checkpoint: str, update: int) -> None:

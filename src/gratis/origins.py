@@ -34,9 +34,8 @@ def keep_origins(results: Record) -> None:
 def other_images(results: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
     """Which images an entry is of where they are not the header's, in words."""
     own = fingerprint(results, entry)
-    return (
-        [] if own == fingerprint(results, {}) else [f"on test images with fingerprint {own[:16]}"]
-    )
+    others = own != fingerprint(results, {})
+    return [f"on test images with fingerprint {own[:16]}"] if others else []
 
 
 def differences(results: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from gratis.fits import fitting
 from gratis.names import number, spell
-from gratis.origins import of_own_images
 from gratis.recipe import Plain
 from gratis.report.detection import protocol as of_boxes
 from gratis.reproduce.cells import shifted
@@ -226,7 +225,7 @@ def _asked(results: Record, recipe: Plain, kind: str = "evaluations") -> list[Re
     """
     wanted = recipe.get("evaluation") or {}
     checkpoint, limit = wanted.get("checkpoint", "last"), wanted.get("limit")
-    return of_own_images(results, fitting(results, kind, checkpoint=checkpoint, limit=limit))
+    return fitting(results, kind, checkpoint=checkpoint, limit=limit)
 
 
 def _phase(column: Column, results: Record, recipe: Plain, facts: Record) -> Record:
